@@ -1,0 +1,59 @@
+# Every human verb of this project; `make help` lists them. Each prints the command that it runs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CONSTRAINTS := cluster/constraints.txt
+OUT ?= out/demo
+CONFIG ?=
+ARGS ?=
+JOB_ADDRESS ?= http://127.0.0.1:8265
+
+COMMANDS := make_sprites pretrain cache_latents train generate evaluate
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format clean submit $(COMMANDS)
+
+help:  ## list the verbs
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  make COMMAND         one of: $(COMMANDS); with CONFIG=file.yaml ARGS=\"key=value ...\""
+
+install: $(VENV)/.installed  ## create .venv with the pinned versions of everything
+
+# torch comes first and alone: any looser request would bring gigabytes of CUDA libraries to a CPU machine.
+$(VENV)/.installed: $(CONSTRAINTS) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet torch==2.13.0
+	$(RUN) -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
+	@touch $@
+
+demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> videos -> figures (OUT=out/demo)
+	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites.yaml output=$(OUT)/sprites
+	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/sprites/videos captions=$(OUT)/sprites/captions.csv output=$(OUT)/latents
+	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites.yaml latents=$(OUT)/latents output=$(OUT)/train
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=$(OUT)/train/adapter output=$(OUT)/generated
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none output=$(OUT)/generated_base
+	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated baseline=$(OUT)/generated_base output=$(OUT)/evaluated
+
+$(COMMANDS): install
+	$(RUN) pipelines/$@.py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+submit: install  ## run a pipeline as a job on a cluster: JOB=train CONFIG=... ARGS="..." JOB_ADDRESS=http://...
+	$(VENV)/bin/ray job submit --address $(JOB_ADDRESS) --working-dir . -- python pipelines/$(JOB).py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+test: install  ## the tests (ARGS="tests/unit -k name" for some of them)
+	$(RUN) -m pytest $(ARGS)
+
+check: install  ## style, types and import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: install  ## format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove what the demo wrote
+	rm -rf out

@@ -1,0 +1,136 @@
+"""Reading a command's configuration: defaults in the class, then a YAML file, then `key=value` words.
+
+Here live the rules (unknown keys, all faults together, nearest names) and the leaves that several commands share. Each
+command's own settings stand at the top of its file in `pipelines/`; library classes never see a config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from simda.errors import ConfigError
+
+CONFIG_RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Workers:
+    """A pool of worker processes, each with its share of the cluster."""
+
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that work in parallel."""
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """Logical CPUs that Ray sets aside for each; fractions let readers and writers run beside them on a laptop."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for each; 0 runs the model on the CPU."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads of each worker's tensor library; more than one seldom helps when the workers fill the cores."""
+
+
+def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:
+    """Build a configuration from its defaults, a YAML file and `dotted.key=value` words, in this order.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a word is not `key=value`, or any setting is unknown, missing or
+            out of range; all such faults are reported together.
+    """
+    settings = _read_yaml(config_path) if config_path else {}
+    for word in overrides:
+        _apply_override(settings, word)
+    try:
+        return TypeAdapter(config_class).validate_python(settings)
+    except ValidationError as error:
+        known = list(setting_names(config_class))
+        source = f" in {config_path}" if config_path else ""
+        faults = [_describe_fault(fault, known) for fault in error.errors()]
+        raise ConfigError(f"{len(faults)} bad setting(s){source}:\n  " + "\n  ".join(faults)) from None
+
+
+def config_to_yaml(config: Any) -> str:
+    """The whole resolved configuration as YAML, in the order of the class."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as nested plain dictionaries."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def setting_names(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted name that may be set, depth first."""
+    for field in dataclasses.fields(config_class):
+        name, kind = prefix + field.name, _nested_class(config_class, field.name)
+        if kind:
+            yield from setting_names(kind, name + ".")
+        else:
+            yield name
+
+
+def describe_settings(config_class: type, prefix: str = "") -> Iterator[str]:
+    """A line for each setting: its name, default and docstring (for `--help`)."""
+    for name, info in config_class.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        kind = _nested_class(config_class, name)
+        if kind:
+            yield from describe_settings(kind, f"{prefix}{name}.")
+            continue
+        default = "required" if info.is_required() else info.get_default(call_default_factory=True)
+        yield f"  {prefix}{name}={default}\n      {' '.join((info.description or '').split())}"
+
+
+def _nested_class(config_class: type, name: str) -> type | None:
+    kind = config_class.__pydantic_fields__[name].annotation  # type: ignore[attr-defined]
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--config {path}: expected `key: value` lines, found {type(settings).__name__}")
+    return settings
+
+
+def _apply_override(settings: dict[str, Any], word: str) -> None:
+    name, separator, text = word.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"{word!r} is not a setting; write key=value, such as num_frames=8")
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{word!r}: {parent} is a single value and has no part {leaf}")
+    # Scalars stay text until their field's type is known: a prompt_id of 007 is not 7, and 1e-4 is a number.
+    structured = text.startswith(("[", "{")) or text == "null"
+    try:
+        settings[leaf] = yaml.safe_load(text) if structured else text
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{word!r}: the value is neither plain text nor YAML: {error}") from None
+
+
+def _describe_fault(fault: Any, known: list[str]) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(known)}"
+        return f"{name}: unknown setting; {hint}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{name}: required; write {name}=VALUE or set it in the --config file"
+    return f"{name}={fault['input']!r}: {fault['msg']}"

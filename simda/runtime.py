@@ -1,0 +1,194 @@
+"""How a command runs: its command line, its Ray session, its progress lines, its exit code.
+
+Every file in `pipelines/` ends in `sys.exit(run_command(...))`. This is the only place outside the Ray Train worker that
+imports Ray for the library.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from simda.config import Config, config_to_yaml, describe_settings, load_config
+from simda.errors import ConfigError, SimdaError
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
+FLAGS = ("--config", "--print-config", "--dry-run", "--help")
+PROGRESS_EVERY_S = 5.0
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What stood on the command line, split but not yet validated."""
+
+    config_path: str | None
+    overrides: tuple[str, ...]
+    print_config: bool
+    dry_run: bool
+    help: bool
+
+
+def run_command(
+    config_class: type[Config],
+    run: Callable[[Config], dict[str, Any]],
+    dry_run: Callable[[Config], dict[str, Any]],
+    argv: list[str] | None = None,
+) -> int:
+    """Read the configuration, run the command, print its JSON summary as the last line of stdout.
+
+    Args:
+        run: does the work and returns the summary; `num_failed`, `num_rows` and `max_failure_rate` in it decide between exit codes 0 and 3.
+        dry_run: validates and estimates without writing; returns what it found.
+
+    Returns:
+        0 done, 1 failed, 2 bad configuration, input or usage, 3 finished with too many failed rows.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("ray.data", "httpx", "diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    started = time.monotonic()
+    try:
+        line = parse_command_line(sys.argv[1:] if argv is None else argv)
+        if line.help:
+            print(_usage(config_class, run))
+            return EXIT_DONE
+        config = load_config(config_class, line.config_path, line.overrides)
+        if line.print_config:
+            print(config_to_yaml(config), end="")
+            return EXIT_DONE
+        summary = dry_run(config) if line.dry_run else run(config)
+    except SimdaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+    summary = {**summary, "wall_s": round(time.monotonic() - started, 1)}
+    print(json.dumps(summary), flush=True)
+    too_many = summary.get("num_failed", 0) > summary.get("max_failure_rate", 1.0) * max(1, summary.get("num_rows", 1))
+    if too_many:
+        print(
+            f"error: {summary['num_failed']} of {summary['num_rows']} rows failed, more than "
+            f"max_failure_rate={summary['max_failure_rate']}; see {summary.get('failures', 'the failures table')}",
+            file=sys.stderr,
+        )
+    return EXIT_TOO_MANY_FAILURES if too_many else EXIT_DONE
+
+
+def parse_command_line(argv: list[str]) -> CommandLine:
+    """Split flags from `key=value` words.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest known one), or `--config` without a path.
+    """
+    config_path, words, switches = None, [], set()
+    rest = iter(argv)
+    for word in rest:
+        flag, separator, value = word.partition("=")
+        if not word.startswith("-"):
+            words.append(word)
+        elif flag == "--config":
+            config_path = value if separator else next(rest, None)
+            if not config_path:
+                raise ConfigError("--config needs the path of a YAML file")
+        elif word in FLAGS or word == "-h":
+            switches.add("--help" if word == "-h" else word)
+        else:
+            raise ConfigError(f"unknown flag {word}; flags are {', '.join(FLAGS)}; all else is key=value")
+    return CommandLine(
+        config_path, tuple(words), "--print-config" in switches, "--dry-run" in switches, "--help" in switches
+    )
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the job's cluster (`RAY_ADDRESS`), or start a private Ray on this machine and stop it afterwards.
+
+    The private one listens on the loopback interface only and has twice as many logical CPUs as cores, so that small
+    readers and writers never starve behind the workers that do the heavy work.
+    """
+    # Ray's Parquet reader V2 starts 32 processes per execution, and Ray reports usage unless told not to.
+    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        _configure_ray_data()
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="ERROR", log_to_driver=False)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        ray.init(
+            address="local",
+            num_cpus=max(4, 2 * len(os.sched_getaffinity(0))),
+            object_store_memory=512 * 2**20,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            _temp_dir=tempfile.mkdtemp(prefix="simda-ray-"),
+        )
+    _configure_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def with_progress(rows: Iterator[Row], noun: str, total: int, is_failure: Callable[[Row], bool]) -> Iterator[Row]:
+    """Pass rows through, and print every few seconds: done/total, rate, time left, failures so far."""
+    started = last = time.monotonic()
+    failed = done = 0
+    for row in rows:
+        done += 1
+        failed += is_failure(row)
+        yield row
+        now = time.monotonic()
+        if now - last >= PROGRESS_EVERY_S or done == total:
+            rate = done / (now - started)
+            left = (total - done) / rate
+            print(f"{noun} {done}/{total}  {rate:.1f}/s  {left:.0f} s left  {failed} failed", file=sys.stderr, flush=True)
+            last = now
+
+
+def _configure_ray_data() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.use_datasource_v2 = False
+    # With reservation on, two small operators on few CPUs run one after the other.
+    context.op_resource_reservation_enabled = False
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = 1800
+
+
+def _usage(config_class: type, run: Callable[..., Any]) -> str:
+    script = os.path.relpath(sys.argv[0])
+    return "\n".join(
+        [
+            f"usage: python {script} [--config FILE] [--print-config] [--dry-run] [key=value ...]",
+            "",
+            (sys.modules[run.__module__].__doc__ or "").strip(),
+            "",
+            "settings (with their defaults):",
+            *describe_settings(config_class),
+        ]
+    )

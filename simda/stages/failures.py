@@ -1,0 +1,41 @@
+"""The one place where the exceptions of a row are caught: what was tried becomes a result or a row of the failures table.
+
+Faults of a row (a broken video, a size that does not fit, a full disk) are recorded and the job goes on. Faults of the
+program (a misspelt attribute, a wrong argument) are not a row's fault and stop the job.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError, SyntaxError)
+
+
+def attempt_row(
+    row_id: str, stage: str, attempt: int, work: Callable[[], Result]
+) -> tuple[Result | None, dict[str, Any] | None]:
+    """Do a row's work.
+
+    Args:
+        stage: the name of the stage, for the failures table.
+        attempt: which attempt this is, from 1.
+
+    Returns:
+        (result, None), or (None, the row of the failures table).
+    """
+    try:
+        return work(), None
+    except PROGRAMMING_ERRORS:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).warning("%s %s: %s: %s", stage, row_id, type(error).__name__, error)
+        return None, failure_row(row_id, stage, type(error).__name__, str(error), attempt)
+
+
+def failure_row(row_id: str, stage: str, error_type: str, message: str, attempt: int = 1) -> dict[str, Any]:
+    """A row of the failures table; the message is cut at 2,000 characters."""
+    return {"id": row_id, "stage": stage, "error_type": error_type, "message": message[:2000], "attempt": attempt}

@@ -1,0 +1,242 @@
+"""Training the embedded base: a small Stable-Diffusion-shaped text-to-image model, from nothing.
+
+Here live its architecture (stock diffusers and transformers classes at a tiny size) and the two optimisations that make
+it: the autoencoder, then the denoiser together with its text encoder. What images and captions it sees is the
+caller's; adapters are trained by `step.py`, not here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TEXT_WIDTH = 96
+MAX_TOKENS = 24
+LATENT_CHANNELS = 4
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """An untrained autoencoder of 0.7 M parameters: 64x64 RGB to 4 latent channels of 16x16."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges make one token of every word in `captions`; other words fall to pieces."""
+    untrained = CLIPTokenizer(model_max_length=MAX_TOKENS)
+    return untrained.train_new_from_iterator(captions, vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()))
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP text encoder of two layers of width 96."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """An untrained denoiser of 16x16 latents with seven transformer blocks at 8x8 and 4x4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def build_noise_scheduler() -> DDIMScheduler:
+    """v-prediction with zero terminal SNR: plain backgrounds come out in their true brightness.
+
+    Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv 2305.08891.
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def pretrain_autoencoder(
+    vae: AutoencoderKL,
+    draw_images: Callable[[int], Tensor],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    kl_weight: float,
+    state_path: Path,
+    metrics_path: Path,
+) -> None:
+    """Train `vae` in place and set its `scaling_factor`, so that scaled latents have unit variance.
+
+    Args:
+        draw_images: step -> RGB images in [-1, 1], [b, 3, h, w]; a function of the step alone, so that a resumed run
+            sees the same.
+        kl_weight: weight of the mean KL divergence per latent value against the mean squared error per RGB value.
+        num_steps: optimiser steps; `state_path` holds the state to resume from, `metrics_path` the curves (JSON lines).
+    """
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        images = draw_images(step)
+        generator = torch.Generator(images.device).manual_seed(step)
+        posterior = vae.encode(images).latent_dist
+        error = F.mse_loss(vae.decode(posterior.sample(generator)).sample, images)
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = error + kl_weight * kl
+        return loss, {"psnr_db": 10 * math.log10(4 / float(error.detach())), "kl": float(kl.detach())}
+
+    optimise([vae], loss_of, num_steps, learning_rate, state_path, metrics_path)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(draw_images(step)).latent_dist.mean for step in range(8)])
+    vae.register_to_config(scaling_factor=1 / float(latents.std()))
+
+
+def pretrain_denoiser(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    noise_scheduler: DDIMScheduler,
+    draw_images: Callable[[int], tuple[Tensor, list[str]]],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    caption_dropout: float,
+    state_path: Path,
+    metrics_path: Path,
+) -> None:
+    """Train `unet` and `text_encoder` in place on images encoded by the frozen `vae`; they end with their EMA weights.
+
+    Args:
+        draw_images: step -> (RGB images in [-1, 1], [b, 3, h, w]; their captions).
+        caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
+    """
+    vae.requires_grad_(False).eval()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        images, captions = draw_images(step)
+        generator = torch.Generator().manual_seed(step)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        dropped = torch.rand(len(captions), generator=generator) < caption_dropout
+        captions = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        prompt_embeds = text_encoder(tokens.to(latents.device)).last_hidden_state
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        # Stratified over the batch: each batch covers all noise levels, which quietens the loss.
+        strata = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
+        timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
+        noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)
+        loss = F.mse_loss(unet(noisy, timesteps, prompt_embeds).sample, target)
+        return loss, {}
+
+    optimise([unet, text_encoder], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
+
+
+def optimise(
+    models: list[nn.Module],
+    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    num_steps: int,
+    learning_rate: float,
+    state_path: Path,
+    metrics_path: Path,
+    use_ema: bool = False,
+    log_every: int = 50,
+    save_every: int = 250,
+) -> None:
+    """AdamW with warm-up and cosine decay; resumes from `state_path`, appends to `metrics_path` (JSON lines).
+
+    With `use_ema` the models are left with their exponentially averaged weights.
+    """
+    parameters = [p for model in models for p in model.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(200, num_steps // 10), num_steps)
+    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75) if use_ema else None
+    first = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        first = state["step"]
+        for model, weights in zip(models, state["models"], strict=True):
+            model.load_state_dict(weights)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+    started, seen = time.monotonic(), []
+    for step in range(first, num_steps):
+        loss, figures = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if ema:
+            ema.step(parameters)
+        seen.append(float(loss.detach()))
+        done = step + 1
+        if done % log_every == 0 or done == num_steps:
+            rate = (done - first) / (time.monotonic() - started)
+            row: dict[str, Any] = {"step": done, "loss": sum(seen) / len(seen), "steps_per_s": rate, **figures}
+            seen.clear()
+            with metrics_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            left_s = (num_steps - done) / rate
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+            print(f"step {done}/{num_steps}  {shown}  {left_s:.0f} s left", file=sys.stderr, flush=True)
+        if done % save_every == 0 or done == num_steps:
+            state = {
+                "step": done,
+                "models": [model.state_dict() for model in models],
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "ema": ema.state_dict() if ema else None,
+            }
+            partial = state_path.with_suffix(".partial")
+            torch.save(state, partial)
+            os.replace(partial, state_path)
+    if ema:
+        ema.copy_to(parameters)

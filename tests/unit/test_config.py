@@ -1,0 +1,83 @@
+"""Configuration: defaults, file and words in that order; every fault named, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml, describe_settings, load_config
+from simda.errors import ConfigError
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Optimizer:
+    lr: float = Field(default=5e-5, gt=0)
+    """Peak learning rate."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Settings:
+    output: str
+    """Where the result goes."""
+    num_frames: int = Field(default=16, ge=1)
+    """Frames of a clip."""
+    optimizer: Optimizer = Optimizer()
+    workers: Workers = Workers()
+
+
+def test_words_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("output: a\nnum_frames: 8\noptimizer:\n  lr: 1e-4\n")
+    config = load_config(Settings, str(file), ["num_frames=4", "workers.num_workers=3"])
+    assert config == Settings(output="a", num_frames=4, optimizer=Optimizer(lr=1e-4), workers=Workers(num_workers=3))
+
+
+def test_scientific_notation_and_numeric_names_keep_their_type() -> None:
+    config = load_config(Settings, None, ["output=007", "optimizer.lr=1e-3"])
+    assert config.optimizer.lr == 0.001
+    assert config.output == "007"
+
+
+def test_all_faults_are_reported_together_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Settings, None, ["num_frame=4", "optimizer.lr=fast", "workers.num_workers=0"])
+    message = str(caught.value)
+    assert "4 bad setting(s)" in message
+    assert "output: required" in message
+    assert "did you mean num_frames?" in message
+    assert "optimizer.lr='fast'" in message
+    assert "workers.num_workers=0" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [("absent.yaml", None, "No such file"), ("list.yaml", "- a\n- b\n", "list"), ("bad.yaml", "a: [", "not YAML")],
+)
+def test_unusable_config_files_are_named(tmp_path: Path, path: str, text: str | None, expected: str) -> None:
+    if text is not None:
+        (tmp_path / path).write_text(text)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(Settings, str(tmp_path / path), [])
+    assert path in str(caught.value)
+
+
+def test_a_word_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        load_config(Settings, None, ["output"])
+
+
+def test_the_printed_config_loads_back_to_the_same(tmp_path: Path) -> None:
+    config = load_config(Settings, None, ["output=a: b", "optimizer.lr=3e-7"])
+    (tmp_path / "printed.yaml").write_text(config_to_yaml(config))
+    assert load_config(Settings, str(tmp_path / "printed.yaml"), []) == config
+    assert config_to_dict(config)["optimizer"] == {"lr": 3e-7}
+
+
+def test_help_lists_every_setting_with_its_docstring() -> None:
+    lines = "\n".join(describe_settings(Settings))
+    assert "optimizer.lr=5e-05" in lines
+    assert "Frames of a clip." in lines
+    assert "output=required" in lines

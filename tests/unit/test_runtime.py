@@ -1,0 +1,77 @@
+"""The command line: flags, exit codes, the summary as the last line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+from simda.config import CONFIG_RULES
+from simda.errors import InputError
+from simda.runtime import run_command, with_progress
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Settings:
+    num_rows: int = 10
+    num_failed: int = 0
+    fault: str = ""
+
+
+def run(config: Settings) -> dict[str, Any]:
+    if config.fault == "input":
+        raise InputError("videos=/nowhere: no such directory")
+    if config.fault == "program":
+        raise KeyError("surprise")
+    return {"num_rows": config.num_rows, "num_failed": config.num_failed, "max_failure_rate": 0.1}
+
+
+def dry_run(config: Settings) -> dict[str, Any]:
+    return {"planned": config.num_rows}
+
+
+def exit_code(*words: str) -> int:
+    return run_command(Settings, run, dry_run, list(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 0),
+        (["num_failed=1"], 0),
+        (["num_failed=2"], 3),
+        (["fault=input"], 2),
+        (["fault=program"], 1),
+        (["num_row=1"], 2),
+        (["--dryrun"], 2),
+        (["--config"], 2),
+        (["--help"], 0),
+    ],
+)
+def test_exit_codes(words: list[str], code: int) -> None:
+    assert exit_code(*words) == code
+
+
+def test_the_last_line_of_stdout_is_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code("num_rows=5")
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["num_rows"], summary["num_failed"]) == (5, 0)
+
+
+def test_a_dry_run_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--dry-run", "fault=program") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["planned"] == 10
+
+
+def test_errors_for_people_have_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code("fault=input")
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: videos=/nowhere")
+    assert "Traceback" not in shown
+
+
+def test_progress_passes_every_row_and_counts_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(with_progress(iter([1, 2, 3]), "clips", 3, lambda row: row == 2)) == [1, 2, 3]
+    assert "clips 3/3" in capsys.readouterr().err
