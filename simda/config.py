@@ -133,4 +133,4 @@ def _describe_fault(fault: Any, known: list[str]) -> str:
         return f"{name}: unknown setting; {hint}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{name}: required; write {name}=VALUE or set it in the --config file"
-    return f"{name}={fault['input']!r}: {fault['msg']}"
+    return f"{name}={fault['input']}: {fault['msg']}"

@@ -48,7 +48,7 @@ def test_all_faults_are_reported_together_with_the_nearest_name() -> None:
     assert "4 bad setting(s)" in message
     assert "output: required" in message
     assert "did you mean num_frames?" in message
-    assert "optimizer.lr='fast'" in message
+    assert "optimizer.lr=fast" in message
     assert "workers.num_workers=0" in message
 
 

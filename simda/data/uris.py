@@ -1,0 +1,184 @@
+"""Where things are: a local path, `file://` or `s3://bucket/key`, all read and written alike.
+
+Writing is all or nothing: a temporary name and a rename on a local disk, one object on S3. The S3 endpoint and the
+credentials come from the standard AWS variables (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`, ...). What
+the layout of an output means is `store.py`'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyarrow import fs
+
+from simda.errors import InputError
+
+TEMPORARY_PREFIX = ".tmp-"
+S3_ATTEMPTS = 10
+
+
+def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of `uri` and the path on it (absolute locally, `bucket/key` on S3).
+
+    Raises:
+        InputError: empty, a scheme other than `file` and `s3`, or S3 without a bucket.
+    """
+    if not uri:
+        raise InputError("an empty path; give a local path, file:///path or s3://bucket/key")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    if scheme == "file":
+        return fs.LocalFileSystem(), os.path.abspath(unquote(urlsplit(uri).path))
+    if scheme != "s3":
+        raise InputError(f"{uri}: the scheme {scheme}:// is not known; use a local path, file:// or s3://")
+    path = rest.strip("/")
+    if not path:
+        raise InputError(f"{uri} names no bucket; write s3://bucket/key")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3_filesystem(path.partition("/")[0], endpoint, region), path
+
+
+@lru_cache(maxsize=32)
+def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> fs.S3FileSystem:
+    # Many workers that write at once meet SLOW_DOWN; the default of 3 attempts is too few for that.
+    retry = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    if endpoint:
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1", retry_strategy=retry)
+    if not region:
+        try:
+            region = fs.resolve_s3_region(bucket)
+        except OSError as error:
+            raise InputError(f"s3://{bucket}: {_reason(error)}; check the bucket's name and set AWS_REGION") from None
+    return fs.S3FileSystem(region=region, retry_strategy=retry)
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` lies on this machine's filesystem."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def join_uri(uri: str, relative: str) -> str:
+    """`relative` under `uri`; returned as it is when it is absolute or a URI itself."""
+    if "://" in relative or os.path.isabs(relative):
+        return relative
+    return f"{uri.rstrip('/')}/{relative}" if relative else uri
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or directory (on S3: any object under the prefix) is there.
+
+    Raises:
+        InputError: the storage cannot be reached.
+    """
+    filesystem, path = open_uri(uri)
+    return get_info(filesystem, path, uri).type != fs.FileType.NotFound
+
+
+def get_info(filesystem: fs.FileSystem, path: str, uri: str) -> fs.FileInfo:
+    """What lies at `path`; failure to reach the storage is told in words.
+
+    Raises:
+        InputError: no access, no such bucket, no connection.
+    """
+    try:
+        return filesystem.get_file_info(path)
+    except OSError as error:
+        raise InputError(
+            f"{uri} cannot be reached: {_reason(error)}; check the path, and for S3 the AWS_* variables"
+        ) from None
+
+
+def read_bytes(uri: str) -> bytes:
+    """A file's content.
+
+    Raises:
+        InputError: missing, a directory, or not readable.
+    """
+    filesystem, path = open_uri(uri)
+    found = get_info(filesystem, path, uri).type
+    if found != fs.FileType.File:
+        what = "is a directory, not a file" if found == fs.FileType.Directory else "does not exist"
+        raise InputError(f"{uri} {what}; give the path of a file")
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            return stream.read()
+    except OSError as error:
+        raise InputError(f"{uri} cannot be read: {_reason(error)}") from None
+
+
+def read_text(uri: str) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: missing, unreadable, or not UTF-8.
+    """
+    data = read_bytes(uri)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{uri} is not UTF-8 text (line {line}); save it as UTF-8") from None
+
+
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
+    """Write a file so that a reader sees all of it or nothing, also when the writer is killed."""
+    filesystem, path = open_uri(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with whole_file(path) as partial, open(partial, "wb") as file:
+            file.write(data)
+    else:
+        with filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a temporary name beside `path`; it becomes `path` when the block ends well, and is removed if not."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{Path(path).suffix}")
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(folder)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A local path with the content of `uri`: the file itself, or a temporary copy for the length of the block.
+
+    Raises:
+        InputError: missing or not readable.
+    """
+    if is_local(uri):
+        yield open_uri(uri)[1]
+        return
+    with tempfile.TemporaryDirectory(prefix="simda-") as folder:
+        copy = Path(folder) / uri.rstrip("/").rpartition("/")[2]
+        copy.write_bytes(read_bytes(uri))
+        yield str(copy)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).splitlines()[0]

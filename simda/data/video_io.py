@@ -1,0 +1,143 @@
+"""Video files as arrays and back: `probe`, `read_frames`, `write_video`, `read_video_metadata`.
+
+Frames are uint8 RGB, [frames, height, width, 3]; times are seconds from a video's first frame. Whatever is wrong with a
+file is a `VideoError` with its path and the reason. How frames are found and decoded is told in `video_index.py` and
+`video_decoders.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from simda.data.frame_size import fit_frame
+from simda.data.uris import local_copy, whole_file
+from simda.data.video_decoders import decode_with_decord, decode_with_pyav, frame_numbers, suits_decord
+from simda.data.video_index import VISIBLE_SIZE, VideoInfo, decoder_faults, index_video
+from simda.errors import InputError, VideoError
+
+CRF = 12
+"""Constant rate factor of written videos: visually lossless, about 3 bits per pixel and frame for small ones."""
+
+
+def probe(uri: str) -> VideoInfo:
+    """What a video holds, from its packets and one decoded frame.
+
+    Args:
+        uri: local path, `file://` or `s3://`.
+
+    Raises:
+        VideoError: missing, empty, sound only, or nothing in it can be decoded.
+    """
+    with _video_file(uri) as path:
+        return index_video(path).info
+
+
+def read_frames(
+    uri: str, times_s: Sequence[float], height_px: int | None = None, width_px: int | None = None
+) -> tuple[np.ndarray, str]:
+    """The frames that are on the screen at given times, upright, with square pixels.
+
+    Args:
+        uri: local path, `file://` or `s3://`.
+        times_s: seconds from the first frame, in any order; at each, the last frame that began at or before it.
+        height_px: of the result; scaled to cover it, then cut evenly on both sides. None for the video's own.
+        width_px: as `height_px`.
+
+    Returns:
+        uint8 RGB [len(times_s), height, width, 3], and the decoder that was used, "decord" or "pyav".
+
+    Raises:
+        VideoError: as `probe`; or a time outside of the video, or a damaged frame.
+    """
+    with _video_file(uri) as path:
+        index = index_video(path)
+        info = index.info
+        height, width = height_px or info.height_px, width_px or info.width_px
+        aspect = 1 / info.pixel_aspect if info.rotation_deg % 180 else info.pixel_aspect
+        numbers = frame_numbers(index, times_s, path)
+        with decoder_faults(path):
+            pictures = decode_with_decord(path, index, numbers) if suits_decord(index) else None
+            decoder = "pyav" if pictures is None else "decord"
+            decoded = decode_with_pyav(path, index, numbers) if pictures is None else pictures.items()
+            fitted = {number: fit_frame(picture, height, width, aspect) for number, picture in decoded}
+    frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
+    for place, number in enumerate(numbers):
+        frames[place] = fitted[number]
+    return frames, decoder
+
+
+def write_video(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write H.264 in MP4 that plays in browsers (yuv420p, index first); the file appears whole or not at all.
+
+    The same frames and metadata give the same bytes. H.264 needs even sizes: an odd height or width is padded by
+    repeating the last row or column and the true size is kept in the metadata, so that `read_frames` gives back the
+    size that was written; nothing is ever rescaled.
+
+    Args:
+        frames: uint8 RGB [frames, height, width, 3], at least one.
+        path: local; directories are made.
+        metadata: tags of the file; values that are not text are written as JSON.
+
+    Raises:
+        VideoError: the array is not such frames, or the frame rate is not above 0.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise VideoError(f"{path}: frames must be uint8 [frames, height, width, 3], got {frames.dtype} {frames.shape}")
+    if not 0 < fps <= 1000:
+        raise VideoError(f"{path}: fps={fps} is not a frame rate; it must be above 0 and at most 1000")
+    height, width = frames.shape[1:3]
+    tags = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
+    if height % 2 or width % 2:
+        tags[VISIBLE_SIZE] = f"{width}x{height}"
+        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with whole_file(path) as partial, decoder_faults(path):
+        _encode(frames, partial, Fraction(fps).limit_denominator(1001), tags)
+
+
+def read_video_metadata(uri: str) -> dict[str, str]:
+    """A video's tags, without looking at its frames.
+
+    Raises:
+        VideoError: missing or not a media file.
+    """
+    with _video_file(uri) as path, decoder_faults(path), av.open(path) as container:
+        return dict(container.metadata)
+
+
+@contextmanager
+def _video_file(uri: str) -> Iterator[str]:
+    """A local path of the video; faults name the video as the caller did."""
+    path = uri
+    try:
+        with local_copy(uri) as path:
+            yield path
+    except InputError as error:
+        raise VideoError(str(error).replace(path, uri)) from None
+
+
+def _encode(frames: np.ndarray, path: str, rate: Fraction, tags: Mapping[str, str]) -> None:
+    options = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+    with av.open(path, "w", format="mp4", options=options) as container:
+        container.metadata.update(tags)
+        # One thread: x264 cuts a picture into slices by thread count, and the bytes must not depend on the machine.
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF), "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        context = stream.codec_context
+        # Untagged video is shown with other colours by different players.
+        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.SMPTE170M
+        context.color_primaries, context.color_trc = 6, 6
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

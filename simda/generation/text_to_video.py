@@ -1,0 +1,224 @@
+"""Text to video: sampling clips with an image diffusion model and SimDA's adapters, as a diffusers pipeline.
+
+The noise schedule and the sampler are diffusers' own; the network is `models/video_unet.py`'s. Reading prompts and
+writing files are not here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from simda.errors import ConfigError
+from simda.models.adapter_state import AdapterHeader, load_adapter
+from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
+from simda.models.base_models import load_base_model
+from simda.models.text_encoder import encode_prompts
+from simda.models.video_unet import predict
+
+OutputType = Literal["np", "pt", "pil", "latent"]
+StepCallback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class TextToVideoOutput(BaseOutput):
+    """Generated clips.
+
+    Attributes:
+        frames: float32 RGB in 0..1, [b, f, h, w, 3] (`np`) or [b, f, 3, h, w] (`pt`); a list of PIL images per clip
+            (`pil`); or scaled latents [b, c, f, h, w] (`latent`).
+    """
+
+    frames: np.ndarray | Tensor | list[list[PIL.Image.Image]]
+
+
+class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """Clips from prompts.
+
+    Without an adapter every frame is an image of its own. A row's clip depends on its prompt, settings and generator
+    alone: its noise is drawn on the CPU from its own generator.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(
+        self,
+        vae: Autoencoder,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        base: str = "",
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
+        self.register_to_config(base=base)
+
+    @classmethod
+    def from_pretrained(
+        cls, base_model: str, adapter: str | None = None, torch_dtype: torch.dtype = torch.float32, **_: Any
+    ) -> TextToVideoPipeline:
+        """Load a base model ("sprites", a diffusers directory, a hub name) and, if given, an adapter.
+
+        Raises:
+            InputError: the base model or the adapter cannot be used.
+            ModelMismatchError: the adapter belongs to another base.
+        """
+        base = load_base_model(base_model, torch_dtype)
+        pipeline = cls(
+            base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, base.identity
+        )
+        if adapter:
+            pipeline.load_adapter(adapter)
+        return pipeline
+
+    def load_adapter(self, adapter: str) -> AdapterHeader:
+        """Insert a trained adapter (a directory or file, local or `s3://`); see `adapter_state.load_adapter`."""
+        return load_adapter(self.unet, adapter, self.config.base)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int = 16,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
+        eta: float = 0.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: OutputType = "np",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> TextToVideoOutput | tuple[Any]:
+        """Generate one clip per prompt.
+
+        Args:
+            num_frames: frames of each clip.
+            height: pixels; by default the size that the base was trained for.
+            width: as `height`.
+            num_inference_steps: denoising steps.
+            guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
+            negative_prompt: one for all, or one per prompt; by default the null prompt.
+            eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
+            generator: one per prompt, or one for all, on the CPU.
+            latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
+                return a dictionary with other `latents`.
+
+        Raises:
+            ConfigError: an argument is out of range, or does not fit the others; before any work.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        side = self.unet.config.sample_size * spatial_factor(self.vae)
+        height, width = height or side, width or side
+        negatives = self._negatives(negative_prompt, len(prompts))
+        self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
+
+        device = self._execution_device
+        guided = guidance_scale > 1
+        texts = [*negatives, *prompts] if guided else prompts
+        prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = self._initial_latents(latents, len(prompts), num_frames, height, width, generator)
+        step_settings = self._step_settings(eta, generator)
+
+        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            doubled = torch.cat([latents, latents]) if guided else latents
+            model_input = self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype)
+            predicted = predict(self.unet, model_input, timestep.expand(len(texts)), prompt_embeds).float()
+            if guided:
+                without, with_text = predicted.chunk(2)
+                predicted = without + guidance_scale * (with_text - without)
+            latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
+            if callback_on_step_end:
+                changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
+                latents = changed.get("latents", latents)
+
+        self.maybe_free_model_hooks()
+        frames = self._finish(latents, output_type)
+        return TextToVideoOutput(frames=frames) if return_dict else (frames,)
+
+    def _negatives(self, negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
+        if negative_prompt is None or isinstance(negative_prompt, str):
+            return [negative_prompt or ""] * num_prompts
+        if len(negative_prompt) != num_prompts:
+            raise ConfigError(f"{len(negative_prompt)} negative prompts for {num_prompts} prompts; give one or as many")
+        return list(negative_prompt)
+
+    def _check(
+        self,
+        prompts: list[str],
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        output_type: str,
+    ) -> None:
+        check_frame_size(self.vae, height, width)
+        if not prompts:
+            raise ConfigError("no prompt; give at least one")
+        if num_frames < 1 or num_inference_steps < 1:
+            raise ConfigError(f"num_frames={num_frames}, num_inference_steps={num_inference_steps}: both start at 1")
+        if isinstance(generator, Sequence) and len(generator) != len(prompts):
+            raise ConfigError(f"{len(generator)} generators for {len(prompts)} prompts; give one, or one per prompt")
+        if output_type not in ("np", "pt", "pil", "latent"):
+            raise ConfigError(f"output_type={output_type!r}; known are np, pt, pil, latent")
+
+    def _initial_latents(
+        self,
+        latents: Tensor | None,
+        num_prompts: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> Tensor:
+        factor = spatial_factor(self.vae)
+        shape = (num_prompts, self.unet.config.in_channels, num_frames, height // factor, width // factor)
+        if latents is None:
+            generators = list(generator) if isinstance(generator, Sequence) else generator
+            latents = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ConfigError(f"latents of shape {tuple(latents.shape)}; these settings need {shape}")
+        return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def _step_settings(
+        self, eta: float, generator: torch.Generator | Sequence[torch.Generator] | None
+    ) -> dict[str, Any]:
+        """The arguments that this scheduler's `step` takes beside the usual ones."""
+        known = inspect.signature(self.scheduler.step).parameters
+        if eta and "eta" not in known:
+            raise ConfigError(f"eta={eta}: {type(self.scheduler).__name__} does not know it; use DDIMScheduler or eta=0")
+        settings: dict[str, Any] = {"eta": eta} if "eta" in known else {}
+        if "generator" in known:
+            settings["generator"] = list(generator) if isinstance(generator, Sequence) else generator
+        return settings
+
+    def _finish(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        if output_type == "latent":
+            return latents
+        frames = decode_latents(self.vae, latents).cpu()
+        if output_type == "pt":
+            return frames.movedim(-1, 2)
+        if output_type == "np":
+            return frames.numpy()
+        return [self.numpy_to_pil(clip) for clip in frames.numpy()]

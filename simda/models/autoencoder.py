@@ -1,0 +1,78 @@
+"""Frames to latents and back: the only file that knows the autoencoder's scaling factor.
+
+Outside this file "latents" always means scaled latents. Which autoencoder it is, and from where, is `base_models.py`'s.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from simda.errors import ConfigError
+
+Autoencoder = AutoencoderKL | AutoencoderTiny
+
+
+def spatial_factor(vae: Autoencoder) -> int:
+    """Pixels per latent in each direction."""
+    return 2 ** (len(vae.config.block_out_channels if hasattr(vae.config, "block_out_channels") else (0,) * 4) - 1)
+
+
+def check_frame_size(vae: Autoencoder, height_px: int, width_px: int) -> None:
+    """Refuse sizes that the autoencoder cannot hold.
+
+    Raises:
+        ConfigError: a side is not a positive multiple of the spatial factor.
+    """
+    factor = spatial_factor(vae)
+    if height_px <= 0 or width_px <= 0 or height_px % factor or width_px % factor:
+        raise ConfigError(
+            f"frames of {width_px}x{height_px} pixels: this autoencoder needs width and height in multiples of {factor}; "
+            f"the nearest below is {width_px // factor * factor}x{height_px // factor * factor}"
+        )
+
+
+@torch.no_grad()
+def encode_frames(
+    vae: Autoencoder, frames: UInt8[Tensor, "b f h w 3"], frames_per_pass: int = 16
+) -> Float[Tensor, "b c f lh lw"]:
+    """Scaled latents of RGB frames: the posterior's mean, without a random draw.
+
+    Args:
+        frames: 0..255, on any device.
+        frames_per_pass: frames that go through the encoder at once; less takes less memory, with the same result.
+
+    Raises:
+        ConfigError: the frames' size does not fit.
+    """
+    check_frame_size(vae, frames.shape[2], frames.shape[3])
+    pixels = rearrange(frames, "b f h w c -> (b f) c h w").to(vae.device, vae.dtype) / 127.5 - 1
+    latents = torch.cat([_posterior_mean(vae, part) for part in pixels.split(frames_per_pass)])
+    return rearrange(_scale(vae, latents), "(b f) c h w -> b c f h w", b=len(frames))
+
+
+@torch.no_grad()
+def decode_latents(
+    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = 16
+) -> Float[Tensor, "b f h w 3"]:
+    """RGB frames in 0..1, float32, from scaled latents."""
+    raw = _unscale(vae, rearrange(latents, "b c f h w -> (b f) c h w").to(vae.device, vae.dtype))
+    frames = torch.cat([vae.decode(part).sample for part in raw.split(frames_per_pass)])
+    unit = (frames.float() / 2 + 0.5).clamp(0, 1)
+    return rearrange(unit, "(b f) c h w -> b f h w c", b=len(latents))
+
+
+def _posterior_mean(vae: Autoencoder, pixels: Tensor) -> Tensor:
+    encoded = vae.encode(pixels)
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def _scale(vae: Autoencoder, raw: Tensor) -> Tensor:
+    return (raw - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+
+def _unscale(vae: Autoencoder, latents: Tensor) -> Tensor:
+    return latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)

@@ -1,0 +1,179 @@
+"""Where the frozen image model comes from: a name, a diffusers directory or the hub; and which one it is, by content.
+
+`sprites` is the embedded one. An identity is a hash of configurations and weights, so that a moved or renamed copy of a
+model is the same model, while an adapter or a latents table refuses another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from simda.errors import InputError
+from simda.models.autoencoder import Autoencoder
+
+EMBEDDED_MODELS = {"sprites": Path(__file__).parents[1] / "sprites" / "weights" / "base"}
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# Which version of a library wrote a configuration, and where from, does not make it another model.
+IGNORED_CONFIG_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version")
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What turns a prompt into embeddings."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen text-to-image model of the Stable Diffusion family.
+
+    Attributes:
+        path: the local diffusers directory that it came from.
+        identity: of its UNet, which is what an adapter fits.
+    """
+
+    path: Path
+    identity: str
+    unet: UNet2DConditionModel
+    vae: Autoencoder
+    text: TextParts
+    scheduler: DDIMScheduler
+
+
+def resolve_base_model(base_model: str) -> Path:
+    """The local diffusers directory of a base model.
+
+    Args:
+        base_model: an embedded name ("sprites"), a local directory, or a name on the hub, which is downloaded (the
+            parts that are needed, as safetensors) unless it is in the cache.
+
+    Raises:
+        InputError: there is no such model, or the directory is not one of the Stable Diffusion family.
+    """
+    if base_model in EMBEDDED_MODELS:
+        path = EMBEDDED_MODELS[base_model]
+    elif Path(base_model).is_dir():
+        path = Path(base_model)
+    else:
+        path = _download(base_model)
+    missing = [part for part in PARTS if not (path / part).is_dir()]
+    if missing:
+        raise InputError(
+            f"base_model={base_model}: {path} has no {', '.join(missing)} folder; a diffusers directory of the Stable "
+            f"Diffusion family has {', '.join(PARTS)}"
+        )
+    return path
+
+
+def load_base_model(
+    base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> BaseModel:
+    """Load all parts, frozen and in evaluation mode.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    path = resolve_base_model(base_model)
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    return BaseModel(
+        path=path,
+        identity=unet_identity(base_model),
+        unet=unet.to(device).requires_grad_(False).eval(),
+        vae=load_autoencoder(base_model, dtype, device),
+        text=load_text_parts(base_model, dtype, device),
+        scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
+    )
+
+
+def load_autoencoder(
+    base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """The base model's autoencoder alone."""
+    path = resolve_base_model(base_model)
+    name = json.loads((path / "vae" / "config.json").read_text()).get("_class_name")
+    kind = AutoencoderTiny if name == "AutoencoderTiny" else AutoencoderKL
+    return kind.from_pretrained(path, subfolder="vae", torch_dtype=dtype).to(device).requires_grad_(False).eval()
+
+
+def load_text_parts(
+    base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> TextParts:
+    """The base model's tokenizer and text encoder alone."""
+    path = resolve_base_model(base_model)
+    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
+    return TextParts(
+        CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+        text_encoder.to(device).requires_grad_(False).eval(),
+    )
+
+
+def unet_identity(base_model: str) -> str:
+    """Which denoiser it is: what an adapter belongs to."""
+    return _identity(resolve_base_model(base_model), ("unet",))
+
+
+def autoencoder_identity(base_model: str) -> str:
+    """Which autoencoder it is: what latents belong to."""
+    return _identity(resolve_base_model(base_model), ("vae",))
+
+
+def text_identity(base_model: str) -> str:
+    """Which text encoder and tokenizer they are: what text embeddings belong to."""
+    return _identity(resolve_base_model(base_model), ("text_encoder", "tokenizer"))
+
+
+def _identity(path: Path, parts: tuple[str, ...]) -> str:
+    files = [file for part in parts for file in _identifying_files(path / part)]
+    return _hash_files(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+def _identifying_files(folder: Path) -> list[Path]:
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    full = [file for file in weights if ".fp16." not in file.name and ".non_ema." not in file.name]
+    texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
+    return [*sorted(file for file in texts if ".index." not in file.name), *(full or weights)]
+
+
+@lru_cache(maxsize=32)
+def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in files:
+        digest.update(os.path.basename(name).encode())
+        if name.endswith("config.json"):
+            config = json.loads(Path(name).read_text())
+            kept = {key: value for key, value in config.items() if key not in IGNORED_CONFIG_KEYS}
+            digest.update(json.dumps(kept, sort_keys=True).encode())
+        else:
+            with open(name, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _download(base_model: str) -> Path:
+    try:
+        return Path(
+            snapshot_download(
+                base_model,
+                allow_patterns=["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"],
+                ignore_patterns=["safety_checker/*", "*.fp16.*", "*.non_ema.*"],
+            )
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"base_model={base_model} is neither embedded ({', '.join(EMBEDDED_MODELS)}), nor a directory, nor a model "
+            f"that the hub gives: {reason}"
+        ) from None

@@ -1,0 +1,88 @@
+"""Latent-Shift Attention: spatial self-attention whose keys and values also come from the preceding frames.
+
+Frames are folded into the batch. Keys and values are gathered after their projection (a permutation of tokens commutes
+with a projection of each token), so that nothing is projected twice and there are no new parameters.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+KeysValues = Literal["paper", "released", "off"]
+
+SHIFT = ((4, 3, 2, 1), (3, 2, 1, 0), (2, 1, 0, 0), (1, 2, 3, 4))
+"""How many frames back a token is taken from, by its (row mod 4, column mod 4). Source: the authors' code."""
+
+
+@lru_cache(maxsize=256)
+def shift_index(num_frames: int, height: int, width: int, device: torch.device) -> Int[Tensor, "fn"]:
+    """For each token of a clip, counted over (frames, rows, columns), the token that stands in its place when shifted.
+
+    Token (t, y, x) comes from frame t - k at the same position, k = SHIFT[y % 4][x % 4]; from its own frame if there
+    are no k frames before it.
+    """
+    table = torch.tensor(SHIFT).repeat(-(-height // 4), -(-width // 4))[:height, :width].reshape(-1)
+    frame = torch.arange(num_frames)[:, None]
+    source = torch.where(frame >= table, frame - table, frame)
+    return (source * (height * width) + torch.arange(height * width)).reshape(-1).to(device)
+
+
+def shift_tokens(
+    tokens: Float[Tensor, "bf n d"], num_frames: int, height: int, width: int
+) -> Float[Tensor, "bf n d"]:
+    """z_shift of every frame (SimDA, Eq. 6)."""
+    index = shift_index(num_frames, height, width, tokens.device)
+    clip = rearrange(tokens, "(b f) n d -> b (f n) d", f=num_frames)
+    return rearrange(clip.index_select(1, index), "b (f n) d -> (b f) n d", f=num_frames)
+
+
+def with_shifted(
+    tokens: Float[Tensor, "bf n d"], num_frames: int, height: int, width: int, keys_values: KeysValues
+) -> Float[Tensor, "bf m d"]:
+    """Projected keys or values of each frame, extended by shifted ones.
+
+    "paper": [z_t ; z_shift_t] (SimDA, Eqs. 7-8). "released": [z_shift_(t-1) ; z_shift_t], as the authors' code has it,
+    with the first frame in its own place. "off": z_t alone, the attention of the image model.
+    """
+    if keys_values == "off":
+        return tokens
+    shifted = shift_tokens(tokens, num_frames, height, width)
+    if keys_values == "paper":
+        return torch.cat([tokens, shifted], dim=1)
+    clip = rearrange(shifted, "(b f) n d -> b f n d", f=num_frames)
+    former = rearrange(torch.cat([clip[:, :1], clip[:, :-1]], dim=1), "b f n d -> (b f) n d")
+    return torch.cat([former, shifted], dim=1)
+
+
+def latent_shift_attention(
+    attention: Attention,
+    tokens: Float[Tensor, "bf n d"],
+    num_frames: int,
+    height: int,
+    width: int,
+    keys_values: KeysValues,
+) -> Float[Tensor, "bf n d"]:
+    """Self-attention of a stock `Attention` module over each frame and the shifted tokens of the frames before it.
+
+    Args:
+        attention: the frozen module; its projections (and any LoRA in them) are used as they are.
+        tokens: normalised tokens of all frames.
+
+    Source: SimDA, Eqs. 6-8.
+    """
+    queries = attention.to_q(tokens)
+    keys = with_shifted(attention.to_k(tokens), num_frames, height, width, keys_values)
+    values = with_shifted(attention.to_v(tokens), num_frames, height, width, keys_values)
+    heads = (rearrange(part, "b n (k d) -> b k n d", k=attention.heads) for part in (queries, keys, values))
+    mixed = rearrange(F.scaled_dot_product_attention(*heads), "b k n d -> b n (k d)")
+    for layer in attention.to_out:
+        mixed = layer(mixed)
+    return mixed

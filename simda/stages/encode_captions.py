@@ -1,0 +1,40 @@
+"""Stage: distinct captions become rows of the text-embeddings table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simda.data.schema import TEXT_EMBEDDINGS, build_table, caption_id
+from simda.data.store import OutputStore
+from simda.data.tensors import tensor_columns
+from simda.models.base_models import load_text_parts
+from simda.models.text_encoder import encode_prompts
+
+
+class EncodeCaptions:
+    """Embed a batch of captions and write them as one shard.
+
+    Reads: caption.
+    Writes: caption_id.
+    """
+
+    def __init__(
+        self, *, base_model: str, output: str, device: str, threads: int, provenance: dict[str, Any]
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.text = load_text_parts(base_model, device=device)
+        self.store, self.provenance = OutputStore(output), provenance
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        captions = batch["caption"].tolist()
+        embeds = encode_prompts(self.text.tokenizer, self.text.text_encoder, captions).cpu().numpy().astype(np.float16)
+        rows = [
+            {"caption_id": caption_id(caption), "caption": caption, **tensor_columns("prompt_embeds", row)}
+            for caption, row in zip(captions, embeds, strict=True)
+        ]
+        self.store.write_shard(TEXT_EMBEDDINGS, build_table(TEXT_EMBEDDINGS, rows, self.provenance))
+        return {"caption_id": [row["caption_id"] for row in rows]}

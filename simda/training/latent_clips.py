@@ -1,0 +1,153 @@
+"""The output of `cache_latents` as training sees it: the clips of any step with their text embeddings, a `ClipBatch`.
+
+Which clips a step has is `clip_order.py`'s, how their bytes are read `tensor_table.py`'s, what happens to them
+`objective.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from simda.data.schema import LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS
+from simda.data.store import OutputStore
+from simda.data.uris import exists
+from simda.errors import InputError
+from simda.training.clip_order import ClipOrder, PlacedClip
+from simda.training.objective import ClipBatch
+from simda.training.tensor_table import TensorTable
+
+CACHE_BYTES = 2**30
+"""Memory of each worker for row groups of latents, and as much again for text embeddings."""
+LATENT_BYTES = 2
+"""Bytes of a stored latent value, for the length of a window."""
+
+
+class LatentClips:
+    """Clips of one shape and `num_frames` frames, addressed by step.
+
+    Args:
+        uri: the output directory of `cache_latents`.
+        num_frames: frames of a training clip; of longer clips, a seeded span that is new at each visit.
+        seed: decides the order of the clips and their spans.
+
+    Attributes:
+        num_clips: distinct clips.
+        clip_shape: (channels, frames, height, width) of a training clip's latents.
+        provenance: what the table's metadata says of the models and the preprocessing.
+
+    Raises:
+        InputError: missing, unfinished or empty; clips of several shapes, or shorter than asked; a caption without
+            its embedding.
+        ModelMismatchError: files that do not belong together.
+    """
+
+    def __init__(self, uri: str, num_frames: int, seed: int) -> None:
+        store = open_finished(uri)
+        self.provenance = store.provenance(LATENTS) | store.provenance(TEXT_EMBEDDINGS)
+        self._latents = TensorTable(
+            store, LATENTS, "latents", ("clip_id", "caption", "latents_shape"), cache_bytes=CACHE_BYTES
+        )
+        self._embeddings = TensorTable(store, TEXT_EMBEDDINGS, "prompt_embeds", ("caption",), cache_bytes=CACHE_BYTES)
+        self._rows = _rows_in_order_of_ids(self._latents.light["clip_id"])
+        light = self._latents.light.take(self._rows)
+        self.num_clips = len(light)
+        self.clip_shape = _common_shape(light["latents_shape"], num_frames, uri)
+        self._embedding_rows = self._find_embeddings(light["caption"], uri)
+        self._ids_and_captions = light.select(["clip_id", "caption"])
+        window_clips = max(1, CACHE_BYTES // 2 // (LATENT_BYTES * int(np.prod(self.clip_shape))))
+        self.order = ClipOrder(self._latents.groups[self._rows], seed, window_clips)
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> ClipBatch:
+        """The share of `rank` in the batch of `step` (from 0), on the CPU in float32."""
+        clips = self.order.batch(step, batch_size, rank, world_size)
+        return ClipBatch(
+            latents=torch.stack([self._latents_of(clip, step) for clip in clips]),
+            prompt_embeds=torch.stack([self._embeds_of(int(self._embedding_rows[clip.row])) for clip in clips]),
+            places=[clip.place for clip in clips],
+        )
+
+    def null_prompt_embeds(self) -> Tensor:
+        """The text encoder's output for the null prompt, [tokens, width]."""
+        return self._embeds_of(self._null_row)
+
+    def identity(self) -> dict[str, Any]:
+        """What was trained on: the number of clips, and a hash of their ids and captions."""
+        digest = hashlib.sha256()
+        for batch in self._ids_and_captions.to_batches(max_chunksize=65536):
+            for column in batch.columns:
+                digest.update("\0".join(column.to_pylist()).encode())
+        return {"num_clips": self.num_clips, "clips_sha256": digest.hexdigest()}
+
+    def _latents_of(self, clip: PlacedClip, step: int) -> Tensor:
+        latents = self._latents.tensor(int(self._rows[clip.row]))
+        num_frames = self.clip_shape[1]
+        start = self.order.crop_start(step, clip.place, latents.shape[1] - num_frames + 1)
+        return torch.from_numpy(np.ascontiguousarray(latents[:, start : start + num_frames]))
+
+    def _embeds_of(self, row: int) -> Tensor:
+        return torch.from_numpy(self._embeddings.tensor(row))
+
+    def _find_embeddings(self, captions: pa.ChunkedArray, uri: str) -> np.ndarray:
+        """Row of each clip's caption in the text embeddings, [num_clips]; notes the null prompt's."""
+        known = self._embeddings.light["caption"].combine_chunks()
+        rows = pc.index_in(captions, value_set=known)
+        if rows.null_count:
+            example = captions.filter(pc.is_null(rows))[0].as_py()
+            raise InputError(
+                f"{rows.null_count} of {len(captions)} clips in {uri} have a caption without text embedding, such as "
+                f"{example!r}; run cache_latents again to complete the table"
+            )
+        self._null_row = pc.index(known, NULL_PROMPT).as_py()
+        if self._null_row < 0:
+            raise InputError(f"the text embeddings in {uri} lack the null prompt; run cache_latents again")
+        return rows.to_numpy()
+
+
+def open_finished(uri: str) -> OutputStore:
+    """The output of a `cache_latents` that ran to its end.
+
+    Raises:
+        InputError: it is missing or not finished.
+    """
+    if not exists(uri):
+        raise InputError(f"latents={uri} does not exist; give the output directory of cache_latents")
+    store = OutputStore(uri)
+    if store.read_manifest() is None:
+        raise InputError(f"latents={uri} is not complete (no _manifest.json); run cache_latents on it to the end")
+    return store
+
+
+def _rows_in_order_of_ids(ids: pa.ChunkedArray) -> np.ndarray:
+    """Row numbers in the order of their ids, one for each id."""
+    rows = pc.sort_indices(ids)
+    ordered = ids.take(rows)
+    is_new = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy()
+    return rows.to_numpy()[np.concatenate([[True], is_new])]
+
+
+def _common_shape(shapes: pa.ChunkedArray, num_frames: int, uri: str) -> tuple[int, int, int, int]:
+    found, counts = np.unique(pc.list_flatten(shapes).to_numpy().reshape(len(shapes), 4), axis=0, return_counts=True)
+    if len(np.unique(found[:, [0, 2, 3]], axis=0)) > 1:
+        listed = ", ".join(
+            f"{count} of {'x'.join(map(str, shape))}" for shape, count in zip(found, counts, strict=True)
+        )
+        raise InputError(
+            f"the clips in {uri} have latents of several shapes (channels x frames x height x width): {listed}; "
+            "cache them at one size"
+        )
+    shortest = int(found[:, 1].min())
+    if shortest < num_frames:
+        num_short = int(counts[found[:, 1] < num_frames].sum())
+        raise InputError(
+            f"num_frames={num_frames}, but {num_short} of {len(shapes)} clips in {uri} are shorter, the shortest has "
+            f"{shortest} frames; use num_frames={shortest} or less, or cache longer clips"
+        )
+    channels, _, height, width = (int(size) for size in found[0])
+    return channels, num_frames, height, width

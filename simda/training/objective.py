@@ -1,0 +1,136 @@
+"""The loss: which noise, timestep and caption each clip of a step gets, and how far the prediction is from the truth.
+
+All chance lives here. It is drawn on the CPU from (seed, step, the row's place in the step's whole batch) and from
+nothing else, so a batch means the same whether one worker holds it, several share it, it is accumulated clip by clip,
+or the run was stopped before it. Which clips make up a batch is `latent_clips.py`'s; the optimiser is `step.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from simda.errors import ConfigError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]."""
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Some rows of one step's batch.
+
+    Attributes:
+        latents: scaled latents, [b, c, f, h, w].
+        prompt_embeds: the text encoder's output for each caption, [b, tokens, width].
+        places: place of each row in the step's whole batch, from 0; decides its noise.
+    """
+
+    latents: Tensor
+    prompt_embeds: Tensor
+    places: Sequence[int]
+
+    def to(self, device: torch.device) -> ClipBatch:
+        """The same rows on another device."""
+        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places)
+
+    def split(self, num_clips: int) -> list[ClipBatch]:
+        """Consecutive parts of `num_clips` rows (the last may be smaller)."""
+        starts = range(0, len(self.places), num_clips)
+        return [self._part(slice(start, start + num_clips)) for start in starts]
+
+    def _part(self, rows: slice) -> ClipBatch:
+        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The chance of some rows: noise [b, c, f, h, w], timesteps [b], and whether the caption is dropped [b]."""
+
+    noise: Float[Tensor, "b c f h w"]
+    timesteps: Int[Tensor, " b"]
+    drops_caption: Tensor
+
+
+class DenoisingObjective:
+    """Predict what was added to a clip, at one random timestep of the base model's own noise schedule.
+
+    Args:
+        scheduler_config: the base's scheduler configuration; `prediction_type` epsilon or v_prediction.
+        null_prompt_embeds: the text encoder's output for "", [tokens, width]; stands in for dropped captions.
+        seed: decides all draws, together with the step and the place in the batch.
+        caption_dropout: share of captions dropped, so that guidance has a trained null prompt.
+        stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
+            the loss; None draws each timestep alone.
+
+    Raises:
+        ConfigError: a prediction type that is not trained here.
+    """
+
+    def __init__(
+        self,
+        scheduler_config: Mapping[str, Any],
+        null_prompt_embeds: Float[Tensor, "tokens width"],
+        *,
+        seed: int,
+        caption_dropout: float = 0.1,
+        stratify_over: int | None = None,
+    ) -> None:
+        # Whatever sampler the base ships with, noise is added by the schedule that they all share.
+        self.noise_scheduler = DDPMScheduler.from_config(scheduler_config)
+        self.prediction_type = self.noise_scheduler.config.prediction_type
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ConfigError(
+                f"the base model predicts {self.prediction_type!r}; training knows {', '.join(PREDICTION_TYPES)}"
+            )
+        self.null_prompt_embeds = null_prompt_embeds
+        self.seed, self.caption_dropout, self.stratify_over = seed, caption_dropout, stratify_over
+
+    def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
+        """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
+        noise, timesteps, drops = [], [], []
+        num_timesteps = self.noise_scheduler.config.num_train_timesteps
+        for place in places:
+            rng = np.random.default_rng((self.seed, step, place))
+            level, drop = rng.random(2)
+            if self.stratify_over:
+                level = (place % self.stratify_over + level) / self.stratify_over
+            timesteps.append(int(level * num_timesteps))
+            drops.append(bool(drop < self.caption_dropout))
+            noise.append(torch.from_numpy(rng.standard_normal(tuple(clip_shape), dtype=np.float32)))
+        return Draws(torch.stack(noise), torch.tensor(timesteps), torch.tensor(drops))
+
+    def loss_per_clip(self, denoiser: Denoiser, batch: ClipBatch, step: int) -> Float[Tensor, " b"]:
+        """Mean squared error of each clip's prediction, [b]; differentiable.
+
+        The noise is independent for every frame and the timestep is one for the whole clip.
+
+        Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 14; Salimans and Ho, "Progressive
+        Distillation", appendix D, for v.
+        """
+        latents = batch.latents.float()
+        draws = self.draw(step, batch.places, latents.shape[1:])
+        noise, timesteps = draws.noise.to(latents), draws.timesteps.to(latents.device)
+        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
+        prediction = denoiser(noisy, timesteps, self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption))
+        target = self._target(latents, noise, timesteps)
+        return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+
+    def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "epsilon":
+            return noise
+        return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+
+    def _with_dropped_captions(self, prompt_embeds: Tensor, drops_caption: Tensor) -> Tensor:
+        null = self.null_prompt_embeds.to(prompt_embeds)
+        return torch.where(drops_caption.to(prompt_embeds.device)[:, None, None], null, prompt_embeds)

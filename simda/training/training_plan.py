@@ -1,0 +1,108 @@
+"""A training run as plain values, and the trainer that they describe.
+
+The command fills in the plan, every worker builds its trainer from it. No Ray: a plan can be trained in any process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from simda.models.adapter_state import save_adapter
+from simda.models.base_models import resolve_base_model, unet_identity
+from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
+from simda.training.latent_clips import LatentClips
+from simda.training.objective import DenoisingObjective
+from simda.training.step import AdapterTrainer
+
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that decides a run, and how it is carried out.
+
+    Attributes:
+        latents: output directory of `cache_latents`.
+        output: directory of the run.
+        base_model: the frozen model.
+        adapter: what is trained.
+        num_frames: frames of a training clip.
+        num_steps: optimiser steps.
+        batch_size: clips per step, over all ranks.
+        num_accumulated: passes into which a rank divides its share.
+        seed: decides everything that is drawn.
+        caption_dropout: share of captions replaced by the null prompt.
+        stratified_timesteps: whether the timesteps of a batch are spread evenly.
+        optimisation: `AdapterTrainer`'s arguments for optimiser, schedule and moving average.
+        precision: "fp32" or "bf16".
+        gradient_checkpointing: recompute activations in the backward pass.
+        num_threads: CPU threads of a worker.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of the curves.
+        provenance: of the adapter, for its header.
+    """
+
+    latents: str
+    output: str
+    base_model: str
+    adapter: AdapterConfig
+    num_frames: int
+    num_steps: int
+    batch_size: int
+    num_accumulated: int
+    seed: int
+    caption_dropout: float
+    stratified_timesteps: bool
+    optimisation: dict[str, Any]
+    precision: str
+    gradient_checkpointing: bool
+    num_threads: int
+    checkpoint_every: int
+    log_every: int
+    provenance: dict[str, Any]
+
+
+def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, world_size: int = 1) -> AdapterTrainer:
+    """The trainer of one rank, at step 0; the same fresh adapters on every rank."""
+    path = resolve_base_model(plan.base_model)
+    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        inject_adapters(unet, plan.adapter)
+    unet.to(device)
+    if plan.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    objective = DenoisingObjective(
+        DDPMScheduler.load_config(path, subfolder="scheduler"),
+        clips.null_prompt_embeds().to(device),
+        seed=plan.seed,
+        caption_dropout=plan.caption_dropout,
+        stratify_over=plan.batch_size if plan.stratified_timesteps else None,
+    )
+    return AdapterTrainer(
+        partial(predict, unet),
+        adapter_parameters(unet),
+        objective,
+        num_steps=plan.num_steps,
+        precision=plan.precision,
+        clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
+        **plan.optimisation,
+    )
+
+
+def save_trained_adapter(trainer: AdapterTrainer, plan: TrainingPlan, folder: Path) -> None:
+    """Write the adapter as it stands, for use: an adapter directory under `folder`."""
+    save_adapter(
+        trainer.averaged_adapters(),
+        plan.adapter,
+        unet_identity(plan.base_model),
+        {**plan.provenance, "num_steps_done": trainer.num_steps_done},
+        str(folder / ADAPTER_FOLDER),
+    )

@@ -1,0 +1,149 @@
+"""The clips of a step come out of real tables as they were put in, and unusable tables are refused with the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
+from simda.data.store import OutputStore
+from simda.data.tensors import tensor_columns
+from simda.errors import InputError
+from simda.training.latent_clips import LatentClips
+from simda.training.tensor_table import TensorTable
+
+SHAPE = (4, 6, 2, 3)
+
+
+def latents_row(number: int, shape: tuple[int, ...] = SHAPE, **changes) -> dict:
+    """Frame t of clip n is filled with n + t / 16, which float16 holds exactly."""
+    frames = number + np.arange(shape[1], dtype=np.float16) / 16
+    latents = np.broadcast_to(frames[None, :, None, None], shape)
+    return {
+        "clip_id": f"clip-{number:03}",
+        "video_uri": f"{number}.mp4",
+        "start_s": 0.0,
+        "end_s": 1.0,
+        "fps": 8.0,
+        "num_frames": shape[1],
+        "height_px": 16,
+        "width_px": 24,
+        "caption": f"caption {number % 3}",
+        "decoder": "decord",
+        **tensor_columns("latents", latents),
+        **changes,
+    }
+
+
+def embedding_row(caption: str, value: float) -> dict:
+    embeds = np.full((2, 5), value, dtype=np.float16)
+    return {"caption_id": caption_id(caption), "caption": caption, **tensor_columns("prompt_embeds", embeds)}
+
+
+EMBEDDINGS = [embedding_row(f"caption {number}", number) for number in range(3)] + [embedding_row("", -1)]
+
+
+def write_tables(folder: Path, rows: list[dict], embeddings: list[dict] = EMBEDDINGS, rows_per_shard: int = 7) -> str:
+    store = OutputStore(str(folder))
+    for start in range(0, len(rows), rows_per_shard):
+        store.write_shard(LATENTS, build_table(LATENTS, rows[start : start + rows_per_shard], {"vae": "tiny"}))
+    store.write_shard(TEXT_EMBEDDINGS, build_table(TEXT_EMBEDDINGS, embeddings, {"text_encoder": "tiny"}))
+    store.write_manifest({})
+    return str(folder)
+
+
+def test_a_batch_has_the_latents_and_embeddings_of_its_clips(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(20)]), num_frames=6, seed=0)
+    assert (clips.num_clips, clips.clip_shape) == (20, SHAPE)
+    assert (clips.null_prompt_embeds() == -1).all()
+    seen = []
+    for step in range(5):
+        batch = clips.batch(step, batch_size=4)
+        assert batch.latents.shape == (4, *SHAPE)
+        numbers = batch.latents[:, 0, 0, 0, 0]
+        frames = numbers[:, None] + torch.arange(6) / 16
+        assert torch.equal(batch.latents, frames[:, None, :, None, None].expand(4, *SHAPE))
+        assert torch.equal(batch.prompt_embeds, (numbers % 3)[:, None, None].expand(4, 2, 5))
+        assert list(batch.places) == [0, 1, 2, 3]
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(20))
+
+
+def test_ranks_share_a_batch(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(9)]), num_frames=3, seed=0)
+    whole, halves = clips.batch(5, 4), [clips.batch(5, 4, rank, world_size=2) for rank in (0, 1)]
+    assert torch.equal(torch.cat([half.latents for half in halves]), whole.latents)
+    assert torch.equal(torch.cat([half.prompt_embeds for half in halves]), whole.prompt_embeds)
+    assert [place for half in halves for place in half.places] == list(whole.places)
+
+
+def test_training_does_not_depend_on_how_the_table_is_cut_nor_on_double_rows(tmp_path: Path):
+    rows = [latents_row(number) for number in range(10)]
+    one = LatentClips(write_tables(tmp_path / "a", rows, rows_per_shard=10), num_frames=6, seed=4)
+    many = LatentClips(write_tables(tmp_path / "b", rows[::-1] + rows[3:5], rows_per_shard=3), num_frames=6, seed=4)
+    assert one.identity() == many.identity()
+    for step in range(4):
+        assert torch.equal(one.batch(step, 3).latents, many.batch(step, 3).latents)
+
+
+def test_longer_clips_give_seeded_spans(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(0, (4, 6, 2, 3)), latents_row(1, (4, 9, 2, 3))]), 4, seed=0)
+    spans = [clips.batch(step, 2).latents for step in range(30)]
+    assert all(span.shape == (2, 4, 4, 2, 3) for span in spans)
+    steps = torch.cat([span[:, 0, 1:, 0, 0] - span[:, 0, :-1, 0, 0] for span in spans])
+    assert (steps == 1 / 16).all()
+    starts = {float(span[place, 0, 0, 0, 0]) for span in spans for place in (0, 1)}
+    assert starts == {0, 1 / 16, 2 / 16, *(1 + start / 16 for start in range(6))}
+
+
+def test_bfloat16_latents_are_read_exactly(tmp_path: Path):
+    bits = np.full(SHAPE, np.float32(1.5).view(np.uint32) >> 16, dtype=np.uint16)
+    rows = [latents_row(0, **tensor_columns("latents", bits, dtype="bfloat16"))]
+    batch = LatentClips(write_tables(tmp_path, rows), num_frames=6, seed=0).batch(0, 1)
+    assert (batch.latents == 1.5).all()
+
+
+def test_row_groups_beyond_the_memory_limit_are_forgotten(tmp_path: Path):
+    rows = [latents_row(number) for number in range(64)]
+    store = OutputStore(write_tables(tmp_path, rows, rows_per_shard=64))
+    group_bytes = 32 * (4 * 6 * 2 * 3 * 2)
+    table = TensorTable(store, LATENTS, "latents", ("clip_id",), cache_bytes=int(1.5 * group_bytes))
+    assert table.groups.tolist() == [0] * 32 + [1] * 32
+    for row in (0, 40, 63, 5):
+        assert table.tensor(row)[0, 0, 0, 0] == row
+        assert len(table._cache) == 1
+
+
+def test_a_table_is_refused_with_what_is_wrong(tmp_path: Path):
+    good = [latents_row(number) for number in range(3)]
+    cases = {
+        "several shapes.*2 of 4x6x2x3, 1 of 4x6x3x2": [*good[:2], latents_row(3, (4, 6, 3, 2))],
+        "num_frames=6, but 1 of 4 clips .* shortest has 5 frames": [*good, latents_row(3, (4, 5, 2, 3))],
+        "1 of 4 clips .* caption without text embedding, such as 'unknown'": [*good, latents_row(3, caption="unknown")],
+    }
+    for number, (message, rows) in enumerate(cases.items()):
+        with pytest.raises(InputError, match=message):
+            LatentClips(write_tables(tmp_path / str(number), rows), num_frames=6, seed=0)
+
+
+def test_missing_unfinished_and_empty_outputs_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="does not exist; give the output directory of cache_latents"):
+        LatentClips(str(tmp_path / "none"), 6, seed=0)
+    uri = write_tables(tmp_path / "unfinished", [latents_row(0)])
+    OutputStore(uri).invalidate_manifest()
+    with pytest.raises(InputError, match="not complete"):
+        LatentClips(uri, 6, seed=0)
+    store = OutputStore(str(tmp_path / "empty"))
+    store.write_shard(LATENTS, build_table(LATENTS, [], {}))
+    store.write_shard(TEXT_EMBEDDINGS, build_table(TEXT_EMBEDDINGS, EMBEDDINGS, {}))
+    store.write_manifest({})
+    with pytest.raises(InputError, match=r"the latents table in .* has no rows"):
+        LatentClips(store.uri, 6, seed=0)
+
+
+def test_no_null_prompt_no_training(tmp_path: Path):
+    with pytest.raises(InputError, match="lack the null prompt"):
+        LatentClips(write_tables(tmp_path, [latents_row(0)], embeddings=EMBEDDINGS[:3]), 6, seed=0)

@@ -1,0 +1,115 @@
+"""The draws depend on (seed, step, place) alone, and the loss is the one of the schedule's definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+
+from simda.errors import ConfigError
+from simda.training.objective import ClipBatch, DenoisingObjective
+
+NULL = torch.full((3, 5), -7.0)
+
+
+def make_objective(**changes) -> DenoisingObjective:
+    prediction_type = changes.pop("prediction_type", "epsilon")
+    return DenoisingObjective(
+        DDIMScheduler(prediction_type=prediction_type).config, NULL, **{"seed": 3, "caption_dropout": 0.5, **changes}
+    )
+
+
+def make_batch(places: list[int], seed: int = 0) -> ClipBatch:
+    generator = torch.Generator().manual_seed(seed)
+    return ClipBatch(
+        torch.randn(len(places), 4, 2, 6, 8, generator=generator),
+        torch.randn(len(places), 3, 5, generator=generator),
+        places,
+    )
+
+
+def test_draws_do_not_depend_on_who_holds_the_row():
+    together = make_objective().draw(7, [0, 1, 2, 3], (4, 2, 6, 8))
+    alone = [make_objective().draw(7, [place], (4, 2, 6, 8)) for place in (0, 1, 2, 3)]
+    torch.testing.assert_close(together.noise, torch.cat([draws.noise for draws in alone]), rtol=0, atol=0)
+    assert together.timesteps.tolist() == [int(draws.timesteps) for draws in alone]
+    assert together.drops_caption.tolist() == [bool(draws.drops_caption) for draws in alone]
+
+
+def test_draws_differ_between_places_steps_seeds_and_frames():
+    shape = (4, 2, 6, 8)
+    base = make_objective().draw(7, [0], shape).noise
+    others = [
+        make_objective().draw(7, [1], shape).noise,
+        make_objective().draw(8, [0], shape).noise,
+        make_objective(seed=4).draw(7, [0], shape).noise,
+        base.roll(1, dims=2),
+    ]
+    assert not any(torch.equal(base, other) for other in others)
+
+
+def test_timesteps_cover_the_schedule_uniformly():
+    draws = make_objective().draw(0, range(4000), (1, 1, 1, 1))
+    counts = np.histogram(draws.timesteps, bins=4, range=(0, 1000))[0]
+    assert counts.min() > 900
+    assert draws.timesteps.min() >= 0
+    assert draws.timesteps.max() <= 999
+    assert 0.45 < draws.drops_caption.float().mean() < 0.55
+
+
+def test_stratified_timesteps_put_one_in_each_part_of_the_schedule():
+    draws = make_objective(stratify_over=8).draw(5, range(8), (1, 1, 1, 1))
+    assert [int(timestep) // 125 for timestep in draws.timesteps] == list(range(8))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_perfect_denoiser_has_no_loss_and_the_error_is_averaged_per_clip(prediction_type: str):
+    objective = make_objective(prediction_type=prediction_type)
+    batch = make_batch([4, 9])
+    draws = objective.draw(2, batch.places, batch.latents.shape[1:])
+    alpha_bar = DDIMScheduler().alphas_cumprod[draws.timesteps].view(2, 1, 1, 1, 1)
+    truth = draws.noise
+    if prediction_type == "v_prediction":
+        truth = alpha_bar.sqrt() * draws.noise - (1 - alpha_bar).sqrt() * batch.latents
+    off_by = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1, 1)
+
+    def denoiser(noisy, timesteps, prompt_embeds):
+        torch.testing.assert_close(noisy, alpha_bar.sqrt() * batch.latents + (1 - alpha_bar).sqrt() * draws.noise)
+        assert torch.equal(timesteps, draws.timesteps)
+        return truth + off_by
+
+    losses = objective.loss_per_clip(denoiser, batch, step=2)
+    torch.testing.assert_close(losses, torch.tensor([0.0, 4.0]), rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize(("caption_dropout", "kept"), [(0.0, True), (1.0, False)])
+def test_dropped_captions_become_the_null_prompt(caption_dropout: float, kept: bool):
+    batch, seen = make_batch([0, 1]), []
+
+    def denoiser(noisy, timesteps, prompt_embeds):
+        seen.append(prompt_embeds)
+        return noisy
+
+    make_objective(caption_dropout=caption_dropout).loss_per_clip(denoiser, batch, step=0)
+    assert torch.equal(seen[0], batch.prompt_embeds if kept else NULL.expand(2, 3, 5))
+
+
+def test_any_sampler_of_the_base_gives_the_same_noise_schedule():
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedules = [
+        DenoisingObjective(kind(**settings).config, NULL, seed=0).noise_scheduler.alphas_cumprod
+        for kind in (PNDMScheduler, DDIMScheduler)
+    ]
+    assert torch.equal(*schedules)
+
+
+def test_a_prediction_type_that_is_not_trained_is_refused():
+    with pytest.raises(ConfigError, match="predicts 'sample'"):
+        make_objective(prediction_type="sample")
+
+
+def test_split_keeps_places_with_their_rows():
+    parts = make_batch([5, 6, 7]).split(2)
+    assert [list(part.places) for part in parts] == [[5, 6], [7]]
+    assert torch.equal(torch.cat([part.latents for part in parts]), make_batch([5, 6, 7]).latents)
