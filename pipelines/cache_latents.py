@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Videos and captions in, a latents table out.
 
-    list videos -> match captions -> plan clips (one row per clip) -> leave out what is done
-    -> decode + VAE-encode + write (actor pool) -> text embeddings, once per distinct caption
+    list videos -> match captions -> plan clips, one row each -> leave out what is written
+    -> decode, encode and write (actor pool) -> embed each distinct caption once (actor pool)
 
-A video that cannot be used becomes a row of the failures table. Stopped at any point, the same command goes on with the
-rows that are missing.
+A video or clip that cannot be used is a row of the failures table. Stopped at any point, the same command goes on with
+what is missing; with more videos in the same place it does only the new ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,281 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, Workers, config_to_yaml
+from simda.data.captions import match_captions
+from simda.data.clip_plan import Clip, list_videos
+from simda.data.schema import FAILURES, LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS, build_table, caption_id, derived_id
+from simda.data.store import OutputStore
+from simda.errors import InputError
+from simda.models.autoencoder import check_frame_size, describe_autoencoder
+from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
+from simda.runtime import library_versions, ray_session, run_command, with_progress
+from simda.stages.encode_captions import EncodeCaptions
+from simda.stages.encode_clips import EncodeClips
+from simda.stages.failures import failure_row
+from simda.stages.plan_clips import plan_video
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Clips:
+    """How videos are cut into clips."""
+
+    num_frames: int = Field(default=16, ge=1)
+    """Frames of a clip."""
+    fps: float = Field(default=8.0, gt=0)
+    """Rate at which a clip's frames are sampled, by the time they are shown."""
+    stride_frames: int | None = Field(default=None, ge=1)
+    """Sampled frames from one clip's start to the next one's; by default clips lie end to end."""
+    max_clips_per_video: int | None = Field(default=None, ge=1)
+    """Clips to take of a video, spread over it; by default all."""
+    repeat_frames: bool = False
+    """Take videos slower than `fps` too, showing some of their frames more than once."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class CacheLatentsConfig:
+    """Settings of `cache_latents`."""
+
+    videos: str
+    """A directory, a pattern such as "videos/**/*.mp4", a CSV with a column `video`, or one file; local or s3://."""
+    output: str
+    """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
+    captions: str | None = None
+    """CSV with the columns `video` and `caption`; by default a .txt file beside each video."""
+    base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
+    clips: Clips = Clips()
+    height_px: int = Field(default=256, ge=1)
+    """Height of the frames; videos are scaled to cover it and cut in the middle."""
+    width_px: int = Field(default=256, ge=1)
+    """Width of the frames."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Precision of the cached latents."""
+    clips_per_shard: int = Field(default=32, ge=1)
+    """Clips that a worker decodes, encodes and writes at once: the most that a crash of it can cost."""
+    workers: Workers = Workers()
+    max_failure_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of failed rows above which the command ends with exit code 3."""
+    retry_failed: bool = False
+    """Try failed rows again; by default they stay failed."""
+
+
+Row = dict[str, Any]
+
+PLAN_STAGE = "plan_video"
+CAPTIONS_PER_SHARD = 512
+PLAN = pa.schema(
+    [
+        *(LATENTS.columns.field(name) for name in Clip.__dataclass_fields__),
+        pa.field("attempt", pa.int32()),
+    ]
+)
+
+
+def run(config: CacheLatentsConfig) -> Row:
+    """Cache what is not cached yet."""
+    started = time.monotonic()
+    provenance = describe_models(config)
+    videos, strays = find_videos(config)
+    store = OutputStore(config.output)
+    store.claim({"command": "cache_latents", **provenance}, config_to_yaml(config))
+    provenance["libraries"] = library_versions()
+    failed = {row["id"]: row["attempt"] for row in store.failures(LATENTS).to_pylist()}
+    skipped = [] if config.retry_failed else list(failed)
+    record_failures(store, strays)
+
+    with ray_session():
+        # 1. one row per video -> one row per clip
+        videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
+        clips = plan_clips(config, videos, provenance, store)
+        captions = store.without_written(TEXT_EMBEDDINGS, distinct_captions(clips))
+        # 2. one row per clip -> one row per clip that is neither written nor failed
+        clips = store.without_written(LATENTS, clips)
+        clips = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(skipped, pa.string()))))
+        if len(clips) or len(captions):
+            store.invalidate_manifest()
+        # 3. one row per caption -> one row per caption, in the text-embeddings table
+        encode_captions(config, captions, provenance)
+        # 4. one row per clip -> one row per clip, in the latents table
+        encode_clips(config, clips, provenance)
+
+    if not store.num_rows(LATENTS):
+        raise InputError(f"not one clip of {config.videos} could be cached; see {store.uri_of('failures')}")
+    summary = summarise(store, config.max_failure_rate)
+    store.write_manifest(summary)
+    seconds = time.monotonic() - started
+    return summary | {"num_new": len(clips), "seconds": round(seconds, 1), "clips_per_s": round(len(clips) / seconds, 2)}
+
+
+def dry_run(config: CacheLatentsConfig) -> Row:
+    """List and match the inputs, and estimate the bytes of latents per clip."""
+    provenance = describe_models(config)
+    videos, strays = find_videos(config)
+    resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
+    values = config.clips.num_frames * provenance["vae"]["values_per_frame"]
+    return {
+        "num_videos": len(videos),
+        "num_videos_without_caption": sum(not video["captions"] for video in videos),
+        "num_captions_without_video": len(strays),
+        "bytes_per_clip": values * (4 if config.dtype == "float32" else 2),
+        "stages": ["plan_video", "EncodeCaptions", "EncodeClips"],
+        "workers": asdict(config.workers),
+        "resumes": resumes,
+    }
+
+
+def describe_models(config: CacheLatentsConfig) -> Row:
+    """What decides the content of the tables; readers compare it with what they use.
+
+    Raises:
+        InputError: the base model cannot be used.
+        ConfigError: the frames' size does not fit its autoencoder.
+    """
+    vae = load_autoencoder(config.base_model)
+    check_frame_size(vae, config.height_px, config.width_px)
+    return {
+        "vae": {
+            "identity": autoencoder_identity(config.base_model),
+            **describe_autoencoder(vae, config.height_px, config.width_px),
+        },
+        "text_encoder": {"identity": text_identity(config.base_model)},
+        "preprocessing": {
+            "height_px": config.height_px,
+            "width_px": config.width_px,
+            "dtype": config.dtype,
+            **asdict(config.clips),
+        },
+    }
+
+
+def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
+    """Rows of all videos with their captions, and failures for captions that name no video.
+
+    Raises:
+        InputError: no videos, or none of them has a caption.
+    """
+    sources = list_videos(config.videos)
+    match = match_captions(sources, config.captions)
+    if not match.captions:
+        where = config.captions or "text files beside the videos"
+        raise InputError(
+            f"none of the {len(sources)} videos in {config.videos} has a caption in {where}"
+            + (f"; it names {', '.join(match.absent_videos[:3])}" if match.absent_videos else "")
+        )
+    videos = [{**asdict(source), "captions": list(match.captions.get(source.uri, ()))} for source in sources]
+    absent = [
+        failure_row(name, "match_captions", "InputError", f"{config.captions}: no such video in {config.videos}")
+        for name in match.absent_videos
+    ]
+    return videos, absent
+
+
+def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore) -> pa.Table:
+    """The rows of all clips; videos that give none go to the failures table."""
+    if not videos:
+        return PLAN.empty_table()
+    key = derived_id(provenance["vae"]["identity"], provenance["preprocessing"])
+    planned = ray.data.from_items(videos, override_num_blocks=min(len(videos), 64)).flat_map(
+        plan_video, fn_kwargs={"rule": asdict(config.clips), "preprocessing_key": key}, num_cpus=0.5
+    )
+    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure))
+    unusable = [row for row in rows if is_failure(row)]
+    record_failures(
+        store,
+        [failure_row(r["clip_id"], PLAN_STAGE, r["error_type"], r["message"], r["attempt"]) for r in unusable],
+    )
+    return pa.Table.from_pylist([row for row in rows if not is_failure(row)], schema=PLAN)
+
+
+def encode_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> None:
+    """Write the rows of the latents table."""
+    if not len(clips):
+        return
+    size = config.clips_per_shard
+    blocks = [clips.slice(start, size) for start in range(0, len(clips), size)]
+    encoded = ray.data.from_arrow(blocks).map_batches(
+        EncodeClips,
+        fn_constructor_kwargs={
+            "base_model": config.base_model,
+            "output": config.output,
+            "height_px": config.height_px,
+            "width_px": config.width_px,
+            "dtype": config.dtype,
+            "device": config.workers.device,
+            "threads": config.workers.threads_per_worker,
+            "provenance": provenance,
+        },
+        batch_size=size,
+        compute=ActorPoolStrategy(size=config.workers.num_workers),
+        num_cpus=config.workers.cpus_per_worker,
+        num_gpus=config.workers.gpus_per_worker or None,
+    )
+    for _ in with_progress(encoded.iter_rows(), "clips", len(clips), is_failure):
+        pass
+
+
+def distinct_captions(clips: pa.Table) -> pa.Table:
+    """The clips' captions, each once, and the null prompt."""
+    captions = sorted({*clips["caption"].to_pylist(), NULL_PROMPT})
+    return pa.table({"caption_id": [caption_id(caption) for caption in captions], "caption": captions})
+
+
+def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: Row) -> None:
+    """Write the rows of the text-embeddings table."""
+    if not len(captions):
+        return
+    blocks = [captions.slice(start, CAPTIONS_PER_SHARD) for start in range(0, len(captions), CAPTIONS_PER_SHARD)]
+    encoded = ray.data.from_arrow(blocks).map_batches(
+        EncodeCaptions,
+        fn_constructor_kwargs={
+            "base_model": config.base_model,
+            "output": config.output,
+            "device": config.workers.device,
+            "threads": config.workers.threads_per_worker,
+            "provenance": provenance,
+        },
+        batch_size=CAPTIONS_PER_SHARD,
+        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(blocks))),
+        num_cpus=config.workers.cpus_per_worker,
+        num_gpus=config.workers.gpus_per_worker or None,
+    )
+    for _ in with_progress(encoded.iter_rows(), "captions", len(captions), lambda _: False):
+        pass
+
+
+def record_failures(store: OutputStore, failures: list[Row]) -> None:
+    """Write rows of the failures table."""
+    if failures:
+        store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
+
+
+def is_failure(row: Row) -> bool:
+    """Whether a row of a stage's output says that it failed."""
+    return bool(row["error_type"])
+
+
+def summarise(store: OutputStore, max_failure_rate: float) -> Row:
+    """Counts over the whole output, not only over what this run added."""
+    num_done, num_failed = store.num_rows(LATENTS), len(store.failures(LATENTS))
+    return {
+        "num_rows": num_done + num_failed,
+        "num_done": num_done,
+        "num_failed": num_failed,
+        "num_captions": store.num_rows(TEXT_EMBEDDINGS),
+        "max_failure_rate": max_failure_rate,
+        "latents": store.uri,
+        "failures": store.uri_of("failures"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(CacheLatentsConfig, run, dry_run))

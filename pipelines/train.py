@@ -9,8 +9,10 @@ goes on from the last checkpoint and ends with the same adapter.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field
@@ -19,21 +21,41 @@ from pydantic.dataclasses import dataclass
 from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
+from simda.data.uris import is_local, open_uri, read_bytes, write_bytes
 from simda.errors import ConfigError
+from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
+from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
+from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, run_command
+from simda.training.latent_clips import LatentClips
+from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
+from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
+from simda.training.worker import run_workers
+
+# These change how a run is carried out, not what it ends with; they may differ when it goes on.
+CARRYING_OUT = (
+    "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
+    "checkpoint_every", "num_checkpoints_kept", "log_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Adapter:
     """What is trained."""
 
-    attention_bottleneck: int = Field(default=4, ge=1)
-    """The spatial adapters narrow a width D to D / attention_bottleneck; more makes them smaller."""
-    temporal_bottleneck: int = Field(default=2, ge=1)
-    """The temporal adapters narrow a width D to D / temporal_bottleneck."""
-    kv: Literal["paper", "released"] = "paper"
-    """What latent-shift attention looks at beside the shifted frame: the current frame (paper), or another shift of the
-    previous one (released code)."""
+    spatial_reduction: int = Field(default=4, ge=1)
+    """Width over bottleneck of the attention and FFN adapters; more makes them smaller."""
+    temporal_reduction: int = Field(default=2, ge=1)
+    """Channels over bottleneck of the temporal adapters; more makes them smaller."""
+    keys_values: Literal["paper", "released", "off"] = "paper"
+    """What Latent-Shift Attention attends to: the current and the shifted frame (paper), two shifted ones (as the
+    authors' code has it), or the current frame alone (off)."""
+    attention: bool = True
+    """Whether self-attention has adapters."""
+    ffn: bool = True
+    """Whether feed-forward layers have adapters."""
+    temporal: bool = True
+    """Whether there are temporal adapters."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -63,7 +85,7 @@ class TrainConfig:
     output: str
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The frozen model: a diffusers directory or repository, or `sprites`. The one that the latents were cached with."""
+    """The frozen model: `sprites`, a diffusers directory or a hub name; the one that the latents were cached with."""
     num_frames: int = Field(default=16, ge=1)
     """Frames of a training clip; of longer clips a random span is taken at each visit."""
     num_steps: int = Field(default=10_000, ge=1)
@@ -93,3 +115,141 @@ class TrainConfig:
     """Latest checkpoints to keep."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train to the last step, or what is left of it, and publish the adapter."""
+    started = time.monotonic()
+    clips = open_latents(config)
+    store = OutputStore(absolute(config.output))
+    goes_on = store.claim(run_key(config, clips), config_to_yaml(config))
+    finished = store.read_manifest()
+    if finished:
+        print(f"{store.uri} is finished already; nothing to do", file=sys.stderr)
+        return {**finished, "already_done": True}
+    plan = make_plan(config, clips)
+    announce(plan, config.workers, clips, goes_on)
+    with ray_session(), shown_progress(store, config.num_steps):
+        checkpoint = run_workers(plan, config.workers, config.max_worker_failures, config.num_checkpoints_kept)
+    adapter = store.uri_of(ADAPTER_FOLDER)
+    write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
+    last = read_metrics(store)[-1]
+    summary = {
+        "adapter": adapter,
+        "adapter_identity": adapter_identity(adapter),
+        "num_steps": last["step"],
+        "num_clips": clips.num_clips,
+        "loss": last["loss"],
+        "clips_per_s": last["clips_per_s"],
+        "metrics": store.uri_of(METRICS_FILE),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    store.write_manifest(summary)
+    return summary
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Check the inputs and the output, and count."""
+    clips = open_latents(config)
+    store = OutputStore(absolute(config.output))
+    goes_on = store.check_claim(run_key(config, clips))
+    num_parameters = count_parameters(make_plan(config, clips))
+    # Weights, two moments, a moving average, and the adapter for use; four bytes each.
+    checkpoint_bytes = 4 * num_parameters * (5 if config.optimizer.ema_decay else 4)
+    done = max((row["step"] for row in read_metrics(store)), default=0)
+    rates = [row["clips_per_s"] for row in read_metrics(store)[-1:]]
+    return {
+        "num_clips": clips.num_clips,
+        "clip_shape": list(clips.clip_shape),
+        "num_parameters": num_parameters,
+        "num_steps": config.num_steps,
+        "num_epochs": round(config.num_steps * config.batch_size / clips.num_clips, 2),
+        "goes_on": goes_on,
+        "workers": config_to_dict(config.workers),
+        "clips_per_pass": config.batch_size // config.workers.num_workers // config.num_accumulated,
+        "checkpoint_bytes": checkpoint_bytes,
+        "output_bytes": checkpoint_bytes * config.num_checkpoints_kept + 4 * num_parameters,
+        # Only an earlier part of this run tells how fast this machine is.
+        "seconds_left": round((config.num_steps - done) * config.batch_size / rates[0]) if rates else None,
+    }
+
+
+def open_latents(config: TrainConfig) -> LatentClips:
+    """The training clips, after checking that they belong to the base model and that batches can be shared out.
+
+    Raises:
+        ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
+    """
+    passes = config.workers.num_workers * config.num_accumulated
+    if config.batch_size % passes:
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
+            f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
+        )
+    clips = LatentClips(absolute(config.latents), config.num_frames, config.seed)
+    cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
+    check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
+    return clips
+
+
+def identify_models(base_model: str) -> dict[str, str]:
+    """Which models the latents and the text embeddings must come from."""
+    return {"vae": autoencoder_identity(base_model), "text_encoder": text_identity(base_model)}
+
+
+def run_key(config: TrainConfig, clips: LatentClips) -> dict[str, Any]:
+    """Everything that decides the adapter."""
+    settings = {name: value for name, value in config_to_dict(config).items() if name not in CARRYING_OUT}
+    models = {"unet": unet_identity(config.base_model), **identify_models(config.base_model)}
+    return {"command": "train", "models": models, "data": clips.identity(), **settings}
+
+
+def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
+    """The configuration as the workers take it."""
+    return TrainingPlan(
+        latents=absolute(config.latents),
+        output=absolute(config.output),
+        base_model=os.path.abspath(config.base_model) if os.path.isdir(config.base_model) else config.base_model,
+        adapter=AdapterConfig(**asdict(config.adapter)),
+        num_frames=config.num_frames,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        num_accumulated=config.num_accumulated,
+        seed=config.seed,
+        caption_dropout=config.caption_dropout,
+        stratified_timesteps=config.stratified_timesteps,
+        optimisation={
+            "learning_rate": config.optimizer.lr,
+            "learning_rate_schedule": config.optimizer.schedule,
+            "num_warmup_steps": config.optimizer.num_warmup_steps,
+            "weight_decay": config.optimizer.weight_decay,
+            "max_grad_norm": config.optimizer.max_grad_norm,
+            "ema_decay": config.optimizer.ema_decay,
+        },
+        precision=config.precision,
+        gradient_checkpointing=config.gradient_checkpointing,
+        num_threads=config.workers.threads_per_worker,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        provenance={"config": config_to_dict(config), "data": clips.identity(), "latents": clips.provenance},
+    )
+
+
+def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, goes_on: bool) -> None:
+    """Say what is going to happen, since workers take a while to start."""
+    print(
+        f"{'going on' if goes_on else 'training'}: {count_parameters(plan):,} parameters, {plan.num_steps} steps of "
+        f"{plan.batch_size} from {clips.num_clips} clips of {'x'.join(map(str, clips.clip_shape))}; starting "
+        f"{workers.num_workers} workers",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def absolute(uri: str) -> str:
+    """A local path as workers with another working directory find it; other URIs as they are."""
+    return open_uri(uri)[1] if is_local(uri) else uri
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(TrainConfig, run, dry_run))

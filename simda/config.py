@@ -36,6 +36,11 @@ class Workers:
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads of each worker's tensor library; more than one seldom helps when the workers fill the cores."""
 
+    @property
+    def device(self) -> str:
+        """Where a worker's models run."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:
     """Build a configuration from its defaults, a YAML file and `dotted.key=value` words, in this order.

@@ -13,9 +13,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from simda.config import Config, config_to_yaml, describe_settings, load_config
@@ -151,20 +152,29 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def with_progress(rows: Iterator[Row], noun: str, total: int, is_failure: Callable[[Row], bool]) -> Iterator[Row]:
-    """Pass rows through, and print every few seconds: done/total, rate, time left, failures so far."""
+def with_progress(
+    rows: Iterable[Row], noun: str, total: int | None, is_failure: Callable[[Row], bool]
+) -> Iterator[Row]:
+    """Pass rows through, and print every few seconds: done/total, rate, time left, failures so far.
+
+    Args:
+        total: number of rows, or None if it is not known beforehand.
+    """
     started = last = time.monotonic()
-    failed = done = 0
-    for row in rows:
-        done += 1
+    failed = 0
+    for done, row in enumerate(rows, start=1):
         failed += is_failure(row)
         yield row
         now = time.monotonic()
         if now - last >= PROGRESS_EVERY_S or done == total:
-            rate = done / (now - started)
-            left = (total - done) / rate
-            print(f"{noun} {done}/{total}  {rate:.1f}/s  {left:.0f} s left  {failed} failed", file=sys.stderr, flush=True)
-            last = now
+            last, rate = now, done / (now - started)
+            left = f"/{total}  {rate:.1f}/s  {(total - done) / rate:.0f} s left" if total else f"  {rate:.1f}/s"
+            print(f"{noun} {done}{left}  {failed} failed", file=sys.stderr, flush=True)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the content of tables, for their provenance."""
+    return {name: version(name) for name in ("simda", "torch", "diffusers", "transformers", "av", "decord")}
 
 
 def _configure_ray_data() -> None:

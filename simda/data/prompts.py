@@ -29,8 +29,9 @@ NUMBERS: dict[str, tuple[Callable[[str], float], str]] = {
     "guidance_scale": (float, "a number, 0 or more"),
 }
 KNOWN_COLUMNS = ("prompt", "prompt_id", "negative_prompt", "seed", *NUMBERS)
-# An id becomes a file name.
-PROMPT_ID = re.compile(r"\w[\w.\- ]{0,126}(?<! )(?<!\.)|\w")
+# An id becomes a file name, of which file systems allow 255 bytes.
+PROMPT_ID = re.compile(r"\w([\w.\- ]*[\w-])?")
+MAX_ID_BYTES = 200
 MAX_FAULTS_SHOWN = 50
 
 
@@ -133,9 +134,10 @@ def _read_row(record: CsvRow, equal_rows: Counter[str], base_seed: int) -> tuple
     if not values["prompt"]:
         faults.append("the prompt is empty")
     prompt_id = values.get("prompt_id", "")
-    if prompt_id and not PROMPT_ID.fullmatch(prompt_id):
+    if prompt_id and not (PROMPT_ID.fullmatch(prompt_id) and len(prompt_id.encode()) <= MAX_ID_BYTES):
         faults.append(
-            f"prompt_id {prompt_id!r} cannot name a file; use up to 128 letters, digits, '.', '_', '-' and blanks"
+            f"prompt_id {prompt_id!r} cannot name a file; use letters, digits, '.', '_', '-' and blanks, "
+            f"at most {MAX_ID_BYTES} bytes"
         )
     if faults:
         return None, faults

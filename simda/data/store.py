@@ -36,8 +36,8 @@ class OutputStore:
     """An output directory. Constructing one touches nothing; workers construct their own from the same `uri`."""
 
     def __init__(self, uri: str) -> None:
+        open_uri(uri)
         self.uri = uri.rstrip("/") or uri
-        open_uri(self.uri)
 
     # Whose directory it is
 
@@ -177,6 +177,10 @@ class OutputStore:
         """All values of the id column (or another), reading nothing else; empty when there is no table yet."""
         name = column or kind.id_column
         return {value for _, shard in self._shards(kind) for value in shard.read([name])[name].to_pylist()}
+
+    def num_rows(self, kind: TableKind) -> int:
+        """Rows of the table, each counted once."""
+        return len(self.ids(kind))
 
     def without_written(self, kind: TableKind, plan: pa.Table, plan_column: str | None = None) -> pa.Table:
         """The rows of `plan` whose id the table does not have; ids stay in Arrow memory, so millions are no trouble.

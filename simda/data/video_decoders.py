@@ -1,9 +1,10 @@
 """The two decoders behind `video_io.read_frames`: decord where it is exact, PyAV everywhere else.
 
 Both give the same pixels for the same times, so which one was used decides nothing but speed. The list of what decord
-may do is short because it was measured: on HEVC it returns neighbouring frames after a jump, on 10-bit video other
-colours, on pictures of a few pixels another shape; it ignores edit lists, mirrored display matrices and the clocks of
-MPEG-PS, and cannot open AV1, GIF and Theora.
+may do is short because it was measured: after a jump it returns other frames of HEVC and of open groups of pictures, on
+10-bit video other colours, on pictures of a few pixels another shape; it ignores edit lists, mirrored display matrices
+and the clocks of MPEG-PS, and cannot open AV1, GIF and Theora. One difference remains: of a damaged stream decord may
+give a picture that PyAV refuses.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def suits_decord(index: VideoIndex) -> bool:
         info.codec in DECORD_CODECS
         and info.pixel_format in DECORD_PIXEL_FORMATS
         and info.constant_rate
-        and index.timed_packets
+        and index.closed_groups
         and not info.flipped
         and index.file_bytes <= DECORD_MAX_BYTES
     )

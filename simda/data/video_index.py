@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -73,6 +73,8 @@ class VideoIndex:
     Attributes:
         times_s: when each frame is shown, ascending, from the first one; float64 [num_frames].
         timed_packets: whether every packet says when it is shown; otherwise frames are found by counting.
+        closed_groups: whether no frame that follows a key frame in the file is shown before it (and so may need frames
+            from before the key frame).
         stored_size_px: (height, width) of the first decoded picture.
         visible_size_px: the same without padding.
     """
@@ -80,9 +82,16 @@ class VideoIndex:
     info: VideoInfo
     times_s: np.ndarray
     timed_packets: bool
+    closed_groups: bool
     stored_size_px: tuple[int, int]
     visible_size_px: tuple[int, int]
     file_bytes: int
+
+
+class _Packet(NamedTuple):
+    pts: Any
+    duration: int
+    is_keyframe: bool
 
 
 def index_video(path: str) -> VideoIndex:
@@ -135,27 +144,39 @@ def _index_video(path: str, file_bytes: int, mtime_ns: int) -> VideoIndex:
         first, packets = _walk_packets(container, stream)
         if first is None:
             raise VideoError(f"{path}: not one frame can be decoded; the file is damaged, encrypted or only a header")
-        timed = all(time is not None for time, _ in packets) and first.pts is not None
+        timed = first.pts is not None and all(packet.pts is not None for packet in packets)
         if timed:
             origin = first.pts * stream.time_base
-            ends = {float(t * stream.time_base - origin): float((d or 0) * stream.time_base) for t, d in packets}
+            ends = {float(p.pts * stream.time_base - origin): float(p.duration * stream.time_base) for p in packets}
         else:
             origin, ends = 0, _decode_times(path)
         times = np.array(sorted(time for time in ends if time >= 0), dtype=np.float64)
         durations = np.diff(times, append=times[-1] + _last_duration(times, ends[float(times[-1])], stream))
         info = _describe(container, stream, first, times, durations, float(origin))
     stored = (first.height, first.width)
-    return VideoIndex(info, times, timed, stored, visible_size(info.metadata, stored), file_bytes)
+    visible = visible_size(info.metadata, stored)
+    return VideoIndex(info, times, timed, timed and _closed_groups(packets), stored, visible, file_bytes)
 
 
-def _walk_packets(container: Any, stream: Any) -> tuple[Any, list[tuple[int | None, int | None]]]:
+def _walk_packets(container: Any, stream: Any) -> tuple[Any, list[_Packet]]:
+    """The first frame, if any decodes, and the packets of all frames that are shown, in the order of the file."""
     first, packets = None, []
     for packet in container.demux(stream):
         if first is None:
             first = next(iter(packet.decode()), None)
         if packet.size and not packet.is_discard:
-            packets.append((packet.pts, packet.duration))
+            packets.append(_Packet(packet.pts, packet.duration or 0, packet.is_keyframe))
     return first, packets
+
+
+def _closed_groups(packets: list[_Packet]) -> bool:
+    key_time = packets[0].pts
+    for packet in packets:
+        if packet.is_keyframe:
+            key_time = packet.pts
+        elif packet.pts < key_time:
+            return False
+    return True
 
 
 def _decode_times(path: str) -> dict[float, float]:

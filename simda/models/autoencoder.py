@@ -18,7 +18,18 @@ Autoencoder = AutoencoderKL | AutoencoderTiny
 
 def spatial_factor(vae: Autoencoder) -> int:
     """Pixels per latent in each direction."""
-    return 2 ** (len(vae.config.block_out_channels if hasattr(vae.config, "block_out_channels") else (0,) * 4) - 1)
+    if isinstance(vae, AutoencoderTiny):
+        return 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def describe_autoencoder(vae: Autoencoder, height_px: int, width_px: int) -> dict[str, float]:
+    """What a table of latents records of it: the scaling factor, and the number of latent values of a frame."""
+    factor = spatial_factor(vae)
+    return {
+        "scaling_factor": float(vae.config.scaling_factor),
+        "values_per_frame": vae.config.latent_channels * (height_px // factor) * (width_px // factor),
+    }
 
 
 def check_frame_size(vae: Autoencoder, height_px: int, width_px: int) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from simda.data.clip_plan import clip_times
 from simda.data.schema import FAILURES, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
@@ -20,7 +22,6 @@ from simda.models.base_models import load_autoencoder
 from simda.stages.failures import attempt_row
 
 STAGE = "encode_clips"
-NUM_DECODED_AHEAD = 4
 
 Row = dict[str, Any]
 
@@ -28,11 +29,11 @@ Row = dict[str, Any]
 class EncodeClips:
     """Decode, encode and write a batch of clips as one shard; frames never leave this process.
 
-    Clips are decoded in a thread while the model encodes the ones before them. A clip that fails is a row of the
-    failures table.
+    Clips are decoded in a thread while the model encodes the ones before them; a batch is small enough that all of its
+    frames may lie in memory. A clip that fails is a row of the failures table.
 
-    Reads: clip_id, video_uri, start_s, end_s, fps, num_frames, caption, attempt.
-    Writes: clip_id, error_type (None when the clip's row is in the table), num_frames.
+    Reads: the columns of `data.clip_plan.Clip`, and attempt.
+    Writes: clip_id, error_type ("" when the clip's row is in the table).
     """
 
     def __init__(
@@ -48,40 +49,52 @@ class EncodeClips:
         provenance: dict[str, Any],
     ) -> None:
         torch.set_num_threads(threads)
-        self.vae = load_autoencoder(base_model).to(device)
+        self.vae = load_autoencoder(base_model, device=device)
         self.store = OutputStore(output)
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        clips = [dict(zip(batch, values, strict=True)) for values in zip(*(v.tolist() for v in batch.values()), strict=True)]
+        clips = to_rows(batch)
         rows, failures = [], []
-        for clip, decoded in decode_ahead(clips, self.height_px, self.width_px):
-            row, failure = attempt_row(clip["clip_id"], STAGE, clip["attempt"], lambda d=decoded, c=clip: self.encode(c, *d()))
-            if failure:
-                failures.append(failure)
-            else:
-                rows.append(row)
+        with ThreadPoolExecutor(max_workers=1) as decoder:
+            decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
+            for clip in clips:
+                # Taken off the queue: a clip's frames are freed as soon as it is encoded.
+                row, failure = attempt_row(
+                    clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
+                )
+                rows += [row] if row else []
+                failures += [failure] if failure else []
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
         if failures:
-            self.store.write_shard(FAILURES, build_table(FAILURES, failures, self.provenance))
+            self.store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
         failed = {failure["id"]: failure["error_type"] for failure in failures}
         return {
             "clip_id": [clip["clip_id"] for clip in clips],
-            "num_frames": [clip["num_frames"] for clip in clips],
-            "error_type": [failed.get(clip["clip_id"]) for clip in clips],
+            "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
         }
 
-    def encode(self, clip: Row, frames: NDArray[np.uint8], decoder: str) -> Row:
-        """A row of the latents table from a clip's frames, uint8 [frames, height, width, 3]."""
-        latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0]
-        array = latents.to(getattr(torch, self.dtype)).cpu()
-        stored = array.view(torch.uint16) if array.dtype == torch.bfloat16 else array
+    def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str]:
+        """A clip's frames, uint8 [frames, height, width, 3], and the decoder that gave them."""
+        times_s = clip_times(clip["start_s"], clip["fps"], clip["num_frames"])
+        return read_frames(clip["video_uri"], times_s, self.height_px, self.width_px)
+
+    def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str]]) -> Row:
+        """A row of the latents table."""
+        frames, decoder = decoding.result()
+        latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
+        bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
         return {
-            **{name: clip[name] for name in ("clip_id", "video_uri", "start_s", "end_s", "fps", "caption")},
-            "num_frames": len(frames),
-            "height_px": frames.shape[1],
-            "width_px": frames.shape[2],
-            **tensor_columns("latents", stored.numpy(), self.dtype),
+            **{name: clip[name] for name in ("clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "caption")},
+            "height_px": self.height_px,
+            "width_px": self.width_px,
+            **tensor_columns("latents", bits.numpy(), self.dtype),
             "decoder": decoder,
         }
+
+
+def to_rows(batch: dict[str, NDArray[Any]]) -> list[Row]:
+    """A batch of columns as rows of plain Python values."""
+    columns = [values.tolist() for values in batch.values()]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -5,6 +5,8 @@ The command fills in the plan, every worker builds its trainer from it. No Ray: 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from simda.models.base_models import resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
 from simda.training.objective import DenoisingObjective
-from simda.training.step import AdapterTrainer
+from simda.training.step import AdapterTrainer, Precision
 
 ADAPTER_FOLDER = "adapter"
 
@@ -60,12 +62,21 @@ class TrainingPlan:
     caption_dropout: float
     stratified_timesteps: bool
     optimisation: dict[str, Any]
-    precision: str
+    precision: Precision
     gradient_checkpointing: bool
     num_threads: int
     checkpoint_every: int
     log_every: int
     provenance: dict[str, Any]
+
+    def to_settings(self) -> dict[str, Any]:
+        """Plain values, which a process can unpickle without importing torch."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> TrainingPlan:
+        """The plan that `to_settings` took apart."""
+        return cls(**{**settings, "adapter": AdapterConfig(**settings["adapter"])})
 
 
 def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, world_size: int = 1) -> AdapterTrainer:
@@ -95,6 +106,14 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
         **plan.optimisation,
     )
+
+
+def count_parameters(plan: TrainingPlan) -> int:
+    """Trainable parameters, without memory for the model."""
+    with torch.device("meta"):
+        settings = UNet2DConditionModel.load_config(resolve_base_model(plan.base_model), subfolder="unet")
+        unet = inject_adapters(UNet2DConditionModel.from_config(settings), plan.adapter)
+    return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
 
 
 def save_trained_adapter(trainer: AdapterTrainer, plan: TrainingPlan, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the loop over steps, checkpoints and curves. Ray Train glue, nothing else.
+"""How a plan is trained by Ray Train workers, and what each of them runs: steps, checkpoints, curves. Glue only.
 
 The loop can begin at any step: all that a step does follows from its number and the state before it (`objective.py`,
 `clip_order.py`), so a worker that was lost, or a whole run, is replaced by one that asks for the last checkpoint.
@@ -6,6 +6,7 @@ The loop can begin at any step: all that a step does follows from its number and
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
-import ray.train.torch
 import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from simda.config import Workers
 from simda.data.store import OutputStore
+from simda.data.uris import open_uri
+from simda.errors import ConfigError
 from simda.training.checkpoint import load_state, save_state
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import MetricsLog
@@ -25,21 +30,71 @@ from simda.training.objective import ClipBatch
 from simda.training.step import AdapterTrainer, StepMetrics
 from simda.training.training_plan import TrainingPlan, build_trainer, save_trained_adapter
 
-PLAN = "plan"
-"""Key of the `TrainingPlan` in the dictionary that Ray Train hands to every worker."""
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
-def train_loop_per_worker(settings: dict[str, Any]) -> int:
-    """Train from the last checkpoint, or from fresh adapters, to the end of the plan.
+def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, num_checkpoints_kept: int) -> str:
+    """Train a plan to its last step, from its last checkpoint if there is one; needs a Ray session.
+
+    Args:
+        max_failures: times that a lost worker is replaced.
 
     Returns:
-        Steps that this group of workers made.
+        URI of the last checkpoint.
+
+    Raises:
+        ConfigError: a Ray of this machine alone lacks what the workers ask for.
     """
-    plan: TrainingPlan = settings[PLAN]
+    check_resources(workers)
+    store = OutputStore(plan.output)
+    filesystem, path = open_uri(store.uri)
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config=plan.to_settings(),
+        torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker={"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker},
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS_FOLDER,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_checkpoints_kept),
+        ),
+    )
+    checkpoint = trainer.fit().checkpoint
+    assert checkpoint is not None, "the loop reports a checkpoint at its last step"
+    return store.uri_of(f"{CHECKPOINTS_FOLDER}/{os.path.basename(checkpoint.path)}")
+
+
+def check_resources(workers: Workers) -> None:
+    """Refuse what can never start; a cluster may still grow, one machine does not.
+
+    Raises:
+        ConfigError: with what is asked for and what there is.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = ray.cluster_resources()
+    asked = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
+    for name, each in asked.items():
+        if each * workers.num_workers > there.get(name, 0):
+            raise ConfigError(
+                f"workers.num_workers={workers.num_workers} with {name}s {each} each need more than the "
+                f"{there.get(name, 0):g} that Ray has on this machine; use fewer, or run on a cluster"
+            )
+
+
+def train_loop_per_worker(settings: dict[str, Any]) -> None:
+    """Train from the last checkpoint, or from fresh adapters, to the end of the plan."""
+    plan = TrainingPlan.from_settings(settings)
     torch.set_num_threads(plan.num_threads)
-    clips = LatentClips(plan.latents, plan.num_frames, plan.seed)
+    device = get_device()
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    device = ray.train.torch.get_device()
+    clips = LatentClips(plan.latents, plan.num_frames, plan.seed)
     trainer = build_trainer(plan, clips, device, world_size)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
@@ -56,7 +111,6 @@ def train_loop_per_worker(settings: dict[str, Any]) -> int:
             if curves:
                 curves.write()
             report_checkpoint(trainer, plan, metrics, rank)
-    return trainer.num_steps_done - first
 
 
 def read_ahead(clips: LatentClips, plan: TrainingPlan, first: int, rank: int, world_size: int) -> Iterator[ClipBatch]:

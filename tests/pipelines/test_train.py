@@ -1,0 +1,282 @@
+"""`train` as a command: two Ray workers, killed and run again, finished and run once more, and given what it cannot use."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from simda.config import load_config
+from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
+from simda.data.store import OutputStore
+from simda.data.tensors import tensor_columns
+from simda.models.adapter_state import read_adapter_header
+from simda.models.base_models import autoencoder_identity, text_identity
+from simda.runtime import run_command
+from simda.training import pretraining
+from simda.training.latent_clips import LatentClips
+from simda.training.step import AdapterTrainer
+from simda.training.training_plan import build_trainer
+
+COMMAND = Path(__file__).parents[2] / "pipelines" / "train.py"
+CAPTIONS = ("a red ball", "a blue box", "")
+NUM_STEPS = 8
+SETTINGS = (
+    "num_frames=3",
+    f"num_steps={NUM_STEPS}",
+    "batch_size=4",
+    "optimizer.lr=1e-3",
+    "optimizer.schedule=cosine",
+    "optimizer.ema_decay=0.9",
+    "checkpoint_every=2",
+    "log_every=1",
+)
+
+
+def load_command() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pipelines_train", COMMAND)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+train = load_command()
+
+
+def run_train(*words: str) -> int:
+    return run_command(train.TrainConfig, train.run, train.dry_run, list(words))
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory) -> str:
+    """A diffusers directory with the architecture of the embedded base and random weights."""
+    torch.manual_seed(0)
+    tokenizer = pretraining.build_tokenizer([" ".join(CAPTIONS)])
+    pipeline = StableDiffusionPipeline(
+        vae=pretraining.build_autoencoder(),
+        text_encoder=pretraining.build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=pretraining.build_unet(),
+        scheduler=pretraining.build_noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("base")
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10) -> str:
+    """What `cache_latents` would have written, of random numbers."""
+    rng = np.random.default_rng(0)
+    store = OutputStore(str(folder))
+    provenance = {part: {"identity": identity} for part, identity in models.items()}
+    rows = [
+        {
+            "clip_id": f"clip-{number}",
+            "video_uri": f"{number}.mp4",
+            "start_s": 0.0,
+            "end_s": 0.5,
+            "fps": 8.0,
+            "num_frames": 4,
+            "height_px": 32,
+            "width_px": 32,
+            "caption": CAPTIONS[number % 2],
+            "decoder": "decord",
+            **tensor_columns("latents", rng.standard_normal((4, 4, 8, 8)).astype(np.float16)),
+        }
+        for number in range(num_clips)
+    ]
+    embeddings = [
+        {
+            "caption_id": caption_id(caption),
+            "caption": caption,
+            **tensor_columns("prompt_embeds", rng.standard_normal((24, 96)).astype(np.float16)),
+        }
+        for caption in CAPTIONS
+    ]
+    store.write_shard(LATENTS, build_table(LATENTS, rows, provenance))
+    store.write_shard(TEXT_EMBEDDINGS, build_table(TEXT_EMBEDDINGS, embeddings, provenance))
+    store.write_manifest({})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def models(base_model: str) -> dict[str, str]:
+    return {"vae": autoencoder_identity(base_model), "text_encoder": text_identity(base_model)}
+
+
+@pytest.fixture(scope="module")
+def words(base_model: str, models: dict[str, str], tmp_path_factory) -> tuple[str, ...]:
+    """The settings of all runs here, but for the output."""
+    latents = write_latents(tmp_path_factory.mktemp("latents"), models)
+    return (f"latents={latents}", f"base_model={base_model}", *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(words: tuple[str, ...], tmp_path_factory, local_ray) -> Path:
+    """The output of a run whose driver was killed after the first checkpoint, and which then was run again."""
+    output = tmp_path_factory.mktemp("train") / "run"
+    driver = subprocess.Popen([sys.executable, COMMAND, *words, f"output={output}"], stderr=subprocess.DEVNULL)
+    wait_for((output / "checkpoints" / "step-00000002" / "adapter").exists, driver)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (output / "_manifest.json").exists()
+    # The private Ray of the killed driver ends by itself a moment later.
+    time.sleep(4)
+    assert run_train(*words, f"output={output}") == 0
+    return output
+
+
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen, timeout_s: float = 240) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not condition():
+        assert driver.poll() is None, "the driver ended too early"
+        assert time.monotonic() < give_up, "no checkpoint appeared"
+        time.sleep(0.05)
+
+
+def train_in_this_process(words: tuple[str, ...], world_size: int) -> tuple[AdapterTrainer, list[float]]:
+    """The same run without Ray and without interruption; threads stand in for ranks and average at a barrier."""
+    config = load_config(train.TrainConfig, None, [*words, "output=unused"])
+    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    barrier, shared, trainers = threading.Barrier(world_size), {}, {}
+
+    def run_rank(rank: int) -> list[float]:
+        def average(tensors: Sequence[torch.Tensor]) -> None:
+            shared[rank] = [tensor.clone() for tensor in tensors]
+            barrier.wait()
+            for tensor, *parts in zip(tensors, *shared.values(), strict=True):
+                tensor.copy_(sum(parts) / world_size)
+            barrier.wait()
+
+        trainer = trainers[rank]
+        trainer.average = average
+        return [trainer.step(clips.batch(step, 4, rank, world_size)).loss for step in range(NUM_STEPS)]
+
+    for rank in range(world_size):
+        trainers[rank] = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"), world_size)
+    with ThreadPoolExecutor(world_size) as ranks:
+        losses = list(ranks.map(run_rank, range(world_size)))
+    return trainers[0], losses[0]
+
+
+def adapter_of(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "adapter.safetensors")
+
+
+def files_of(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime for path in folder.rglob("*") if path.name != "config.yaml"}
+
+
+@pytest.mark.ray
+def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(finished: Path, words: tuple[str, ...]):
+    trainer, losses = train_in_this_process(words, world_size=2)
+    curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curves] == list(range(1, NUM_STEPS + 1))
+    assert [row["loss"] for row in curves] == losses
+    weights = adapter_of(finished)
+    for name, weight in trainer.averaged_adapters().items():
+        assert torch.equal(weights[name], weight), name
+
+
+@pytest.mark.ray
+def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str, ...]):
+    trainer, losses = train_in_this_process(words, world_size=1)
+    curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in curves] == pytest.approx(losses, rel=1e-5)
+    weights = adapter_of(finished)
+    for name, weight in trainer.averaged_adapters().items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.ray
+def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
+    manifest = json.loads((finished / "_manifest.json").read_text())
+    assert (manifest["complete"], manifest["num_steps"], manifest["num_clips"]) == (True, NUM_STEPS, 10)
+    header = read_adapter_header(str(finished / "adapter"))
+    assert header.provenance["num_steps_done"] == NUM_STEPS
+    assert header.provenance["config"]["base_model"] == base_model
+    assert header.provenance["data"]["num_clips"] == 10
+
+
+@pytest.mark.ray
+def test_a_finished_run_does_nothing_and_another_one_is_refused(finished: Path, words: tuple[str, ...], capsys):
+    before = files_of(finished)
+    assert run_train(*words, f"output={finished}") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["already_done"] is True
+    assert run_train(*words, f"output={finished}", "workers.num_workers=1", "log_every=5") == 0
+    assert run_train(*words, f"output={finished}", "seed=1") == 2
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+    assert files_of(finished) == before
+
+
+def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, capsys):
+    assert run_train("--dry-run", *words, f"output={tmp_path / 'run'}") == 0
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (10, [4, 3, 8, 8], 3.2)
+    assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
+    assert counts["num_parameters"] == sum(
+        sites * (2 * width**2 + 6 * width) for width, sites in {96: 3, 128: 4}.items()
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimiser.lr=1e-4", "unknown setting; did you mean optimizer.lr?"),
+        ("batch_size=3", "batch_size=3 cannot be shared equally by workers.num_workers=2"),
+        ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
+        ("latents=/nowhere", "latents=/nowhere does not exist"),
+        ("base_model=/nowhere", "base_model=/nowhere"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(
+    change: str, message: str, words: tuple[str, ...], tmp_path: Path, capsys
+):
+    assert run_train(*words, f"output={tmp_path / 'run'}", change) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_autoencoder_are_refused_with_both_identities(
+    words: tuple[str, ...], models: dict[str, str], tmp_path: Path, capsys
+):
+    latents = write_latents(tmp_path / "latents", {**models, "vae": "0123456789abcdef"})
+    assert run_train(*words, f"latents={latents}", f"output={tmp_path / 'run'}") == 2
+    error = capsys.readouterr().err
+    assert '"0123456789abcdef"' in error
+    assert models["vae"] in error
+
+
+def test_an_empty_table_is_refused(words: tuple[str, ...], models: dict[str, str], tmp_path: Path, capsys):
+    latents = write_latents(tmp_path / "latents", models, num_clips=0)
+    assert run_train(*words, f"latents={latents}", f"output={tmp_path / 'run'}") == 2
+    assert "has no rows" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+@pytest.mark.ray
+def test_more_than_the_machine_has_is_refused(words: tuple[str, ...], tmp_path: Path, capsys, local_ray):
+    assert run_train(*words, f"output={tmp_path / 'run'}", "workers.gpus_per_worker=1") == 2
+    assert "with GPUs 1.0 each" in capsys.readouterr().err

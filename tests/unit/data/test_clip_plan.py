@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simda.data.clip_plan import MISSING, Clip, ClipRule, VideoSource, clip_times, list_videos, plan_clips
+from simda.data.video_io import probe, read_frames
+from simda.errors import ConfigError, InputError, VideoError
+
+from .conftest import MakeVideo, read_numbers
+
+SOURCE = VideoSource("/videos/a.mp4", 1000, "17")
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "A.MOV", "deep/er/c.webm", "notes.txt", ".hidden.mp4", ".cache/d.mp4", "deep/e.mp4.part"):
+        path = tmp_path / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "videos"
+
+
+def names(sources: list[VideoSource], folder: Path) -> list[str]:
+    return [os.path.relpath(source.uri, folder) for source in sources]
+
+
+def test_a_directory_is_searched_to_any_depth(videos: Path) -> None:
+    sources = list_videos(str(videos))
+    assert names(sources, videos) == ["A.MOV", "b.mp4", "deep/er/c.webm"]
+    status = (videos / "b.mp4").stat()
+    assert sources[1] == VideoSource(f"{videos}/b.mp4", 5, str(status.st_mtime_ns))
+    assert list_videos(f"file://{videos}/") == sources
+
+
+def test_a_hidden_folder_above_does_not_matter(videos: Path) -> None:
+    assert names(list_videos(str(videos / ".cache")), videos) == [".cache/d.mp4"]
+
+
+def test_links_are_followed_once(videos: Path) -> None:
+    (videos / "deep" / "loop").symlink_to(videos)
+    (videos / "deep" / "link.mp4").symlink_to(videos / "b.mp4")
+    assert names(list_videos(str(videos)), videos) == ["A.MOV", "b.mp4", "deep/er/c.webm", "deep/link.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.mp4", ["b.mp4"]),
+        ("**/*", ["A.MOV", "b.mp4", "deep/er/c.webm"]),
+        ("**/?.webm", ["deep/er/c.webm"]),
+        ("[!A]*", ["b.mp4"]),
+        ("d*/*/*", ["deep/er/c.webm"]),
+    ],
+)
+def test_patterns(videos: Path, pattern: str, expected: list[str]) -> None:
+    assert names(list_videos(f"{videos}/{pattern}"), videos) == expected
+
+
+def test_one_file_even_with_pattern_signs_in_its_name(videos: Path) -> None:
+    odd = videos / "clip[1].strange"
+    odd.write_bytes(b"x")
+    assert names(list_videos(str(odd)), videos) == ["clip[1].strange"]
+
+
+def test_a_csv_list(videos: Path) -> None:
+    (videos / "list.csv").write_text(f"caption,video\nx,b.mp4\ny,b.mp4\nz,{videos}/A.MOV\nw,gone.mp4\n")
+    sources = list_videos(str(videos / "list.csv"))
+    assert names(sources, videos) == ["A.MOV", "b.mp4", "gone.mp4"]
+    assert sources[2].version == MISSING
+    with pytest.raises(VideoError, match="does not exist"):
+        probe(sources[2].uri)
+
+
+def test_nothing_there_is_told(videos: Path) -> None:
+    (videos / "empty").mkdir()
+    for uri, reason in (
+        ("gone", "does not exist; give a directory"),
+        ("empty", "no videos in"),
+        ("*.avi", "no videos"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            list_videos(f"{videos}/{uri}")
+
+
+def test_videos_on_s3(s3_bucket: str) -> None:
+    from simda.data.uris import write_bytes
+
+    for name in ("a.mp4", "deep/b.mp4", "deep/c.txt", "deep/.d.mp4"):
+        write_bytes(f"{s3_bucket}/set/{name}", b"xyz")
+    write_bytes(f"{s3_bucket}/set/list.csv", b"video\ndeep/b.mp4\n")
+    found = [f"{s3_bucket}/set/a.mp4", f"{s3_bucket}/set/deep/b.mp4"]
+    assert [source.uri for source in list_videos(f"{s3_bucket}/set")] == found
+    assert [source.uri for source in list_videos(f"{s3_bucket}/set/**/*.mp4")] == found
+    assert [source.uri for source in list_videos(f"{s3_bucket}/set/list.csv")] == found[1:]
+    assert list_videos(f"{s3_bucket}/set/a.mp4")[0].size_bytes == 3
+
+
+def test_clips_end_to_end(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=20, fps=8))
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), ["first", "second"], "key")
+    assert reason is None
+    assert [replace(clip, clip_id="") for clip in clips] == [
+        Clip("", "/videos/a.mp4", 0.0, 1.0, 8.0, 8, "first"),
+        Clip("", "/videos/a.mp4", 1.0, 2.0, 8.0, 8, "second"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "starts"),
+    [
+        (ClipRule(num_frames=20, fps=8), [0.0]),
+        (ClipRule(num_frames=8, fps=8, stride_frames=4), [0.0, 0.5, 1.0, 1.5]),
+        (ClipRule(num_frames=8, fps=4), [0.0]),
+        (ClipRule(num_frames=10, fps=4), [0.0]),
+        (ClipRule(num_frames=1, fps=8, max_clips_per_video=3), [0.0, 1.25, 2.375]),
+        (ClipRule(num_frames=1, fps=8, max_clips_per_video=1), [0.0]),
+    ],
+)
+def test_where_clips_start(make_video: MakeVideo, rule: ClipRule, starts: list[float]) -> None:
+    video = make_video("a.mp4", num_frames=20, fps=8)
+    clips, _ = plan_clips(SOURCE, probe(video), rule, ["x"], "key")
+    assert [clip.start_s for clip in clips] == starts
+    for clip in clips:
+        frames, _ = read_frames(video, clip_times(clip.start_s, clip.fps, clip.num_frames), 48, 64)
+        first = round(clip.start_s * 8)
+        assert read_numbers(frames) == [first + i * round(8 / rule.fps) for i in range(rule.num_frames)]
+
+
+@pytest.mark.parametrize(("name", "fps"), [("a.mp4", 29.97), ("a.mkv", 30), ("a.mkv", 23.976), ("a.webm", 24)])
+def test_a_video_of_just_the_length_is_one_clip(make_video: MakeVideo, name: str, fps: float) -> None:
+    codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    video = make_video(name, num_frames=16, fps=fps, codec=codec)
+    clips, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=16, fps=fps), ["x"], "key")
+    assert (len(clips), reason) == (1, None)
+    frames, _ = read_frames(video, clip_times(0.0, fps, 16), 48, 64)
+    assert read_numbers(frames) == list(range(16))
+
+
+def test_videos_that_give_no_clip_have_a_reason(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=8, fps=4))
+    assert plan_clips(SOURCE, info, ClipRule(num_frames=9, fps=4), ["x"], "key") == (
+        [],
+        "too short: 2.000 s give 8 frames at 4 fps, a clip needs 9",
+    )
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8), ["x"], "key")
+    assert clips == []
+    assert reason is not None
+    assert reason.startswith("too slow: 4 frames per second, clips are sampled at 8")
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8, repeat_frames=True), ["x"], "key")
+    assert (len(clips), reason) == (1, None)
+
+
+def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=32, fps=8))
+    rule = ClipRule(num_frames=8, fps=8)
+
+    def first_id(
+        source: VideoSource = SOURCE, rule: ClipRule = rule, captions: tuple[str, ...] = ("x",), key: str = "k"
+    ) -> str:
+        return plan_clips(source, info, rule, captions, key)[0][0].clip_id
+
+    same = {
+        first_id(),
+        first_id(captions=("y",)),
+        first_id(rule=replace(rule, stride_frames=2)),
+        first_id(rule=ClipRule(8, 8.0)),
+    }
+    assert len(same) == 1
+    others = {
+        first_id(replace(SOURCE, uri="/videos/b.mp4")),
+        first_id(replace(SOURCE, size_bytes=1001)),
+        first_id(replace(SOURCE, version="18")),
+        first_id(rule=replace(rule, fps=4)),
+        first_id(rule=replace(rule, num_frames=7)),
+        first_id(key="other model"),
+        plan_clips(SOURCE, info, rule, ["x"], "k")[0][1].clip_id,
+    }
+    assert len(others | same) == 8
+
+
+@pytest.mark.parametrize("change", [{"num_frames": 0}, {"fps": 0}, {"stride_frames": 0}, {"max_clips_per_video": -1}])
+def test_rules_out_of_range(change: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*must be above 0"):
+        ClipRule(**{"num_frames": 8, "fps": 8, **change})  # type: ignore[arg-type]
