@@ -125,7 +125,11 @@ def run(config: CacheLatentsConfig) -> Row:
     summary = summarise(store, config.max_failure_rate)
     store.write_manifest(summary)
     seconds = time.monotonic() - started
-    return summary | {"num_new": len(clips), "seconds": round(seconds, 1), "clips_per_s": round(len(clips) / seconds, 2)}
+    return summary | {
+        "num_new": len(clips),
+        "seconds": round(seconds, 1),
+        "clips_per_s": round(len(clips) / seconds, 2),
+    }
 
 
 def dry_run(config: CacheLatentsConfig) -> Row:

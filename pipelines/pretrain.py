@@ -40,7 +40,7 @@ class AutoencoderTraining:
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak of the cosine schedule."""
     kl_weight: float = Field(default=1e-4, ge=0)
-    """Pull of the latents towards a unit Gaussian, against the mean squared error; more makes smoother, blurrier latents."""
+    """Pull of the latents towards a unit Gaussian against the squared error; more makes smoother, blurrier latents."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class SimdaError(ValueError):
-    """Something that a person gave cannot be used. A command that meets one before any row is worked on exits with 2."""
+    """Something that a person gave cannot be used; a command that meets one before it works on any row exits with 2."""
 
 
 class ConfigError(SimdaError):
@@ -23,4 +23,4 @@ class VideoError(InputError):
 
 
 class ModelMismatchError(SimdaError):
-    """Two artefacts do not belong together: an adapter and a base, a latents table and a VAE, a checkpoint and a run."""
+    """Two things do not belong together: an adapter and a base, a latents table and a VAE, a checkpoint and a run."""

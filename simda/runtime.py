@@ -1,7 +1,7 @@
 """How a command runs: its command line, its Ray session, its progress lines, its exit code.
 
-Every file in `pipelines/` ends in `sys.exit(run_command(...))`. This is the only place outside the Ray Train worker that
-imports Ray for the library.
+Every file in `pipelines/` ends in `sys.exit(run_command(...))`. Beside the Ray Train worker, this is the only place of
+the library that imports Ray.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ def run_command(
     """Read the configuration, run the command, print its JSON summary as the last line of stdout.
 
     Args:
-        run: does the work and returns the summary; `num_failed`, `num_rows` and `max_failure_rate` in it decide between exit codes 0 and 3.
+        run: does the work and returns the summary; its `num_failed`, `num_rows` and `max_failure_rate` decide between
+            exit codes 0 and 3.
         dry_run: validates and estimates without writing; returns what it found.
 
     Returns:
         0 done, 1 failed, 2 bad configuration, input or usage, 3 finished with too many failed rows.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("ray.data", "httpx", "diffusers", "transformers"):
+    for noisy in ("httpx", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     started = time.monotonic()
     try:
@@ -180,6 +181,7 @@ def library_versions() -> dict[str, str]:
 def _configure_ray_data() -> None:
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

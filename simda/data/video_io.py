@@ -74,6 +74,16 @@ def read_frames(
     return frames, decoder
 
 
+def read_all_frames(uri: str) -> np.ndarray:
+    """All frames of a short video at its own size, uint8 RGB [frames, height, width, 3].
+
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    with _video_file(uri) as path:
+        return read_frames(path, index_video(path).times_s.tolist())[0]
+
+
 def write_video(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str, Any] | None = None) -> None:
     """Write H.264 in MP4 that plays in browsers (yuv420p, index first); the file appears whole or not at all.
 

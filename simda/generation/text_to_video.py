@@ -64,9 +64,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         base: str = "",
     ) -> None:
         super().__init__()
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
-        )
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(base=base)
 
     @classmethod
@@ -80,9 +78,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ModelMismatchError: the adapter belongs to another base.
         """
         base = load_base_model(base_model, torch_dtype)
-        pipeline = cls(
-            base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, base.identity
-        )
+        pipeline = cls(base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, base.identity)
         if adapter:
             pipeline.load_adapter(adapter)
         return pipeline
@@ -207,7 +203,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """The arguments that this scheduler's `step` takes beside the usual ones."""
         known = inspect.signature(self.scheduler.step).parameters
         if eta and "eta" not in known:
-            raise ConfigError(f"eta={eta}: {type(self.scheduler).__name__} does not know it; use DDIMScheduler or eta=0")
+            raise ConfigError(
+                f"eta={eta}: {type(self.scheduler).__name__} does not know it; use DDIMScheduler or eta=0"
+            )
         settings: dict[str, Any] = {"eta": eta} if "eta" in known else {}
         if "generator" in known:
             settings["generator"] = list(generator) if isinstance(generator, Sequence) else generator

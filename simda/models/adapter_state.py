@@ -157,7 +157,7 @@ def set_adapter_weights(unet: UNet2DConditionModel, weights: Mapping[str, Tensor
 
 
 def adapter_identity(adapter: str) -> str:
-    """Which adapter it is, 16 hexadecimal digits: a hash of its weights, configuration and base, not of its provenance."""
+    """Which adapter it is: 16 digits of a hash of its weights, configuration and base; provenance apart."""
     header = read_adapter_header(adapter)
     digest = hashlib.sha256(json.dumps([header.base, header.config.to_dict()], sort_keys=True).encode())
     with local_copy(_file_uri(adapter)) as path:

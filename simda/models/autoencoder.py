@@ -5,6 +5,8 @@ Outside this file "latents" always means scaled latents. Which autoencoder it is
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from einops import rearrange
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from simda.errors import ConfigError
 
-Autoencoder = AutoencoderKL | AutoencoderTiny
+Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 
 
 def spatial_factor(vae: Autoencoder) -> int:
@@ -41,7 +43,7 @@ def check_frame_size(vae: Autoencoder, height_px: int, width_px: int) -> None:
     factor = spatial_factor(vae)
     if height_px <= 0 or width_px <= 0 or height_px % factor or width_px % factor:
         raise ConfigError(
-            f"frames of {width_px}x{height_px} pixels: this autoencoder needs width and height in multiples of {factor}; "
+            f"frames of {width_px}x{height_px} pixels: this autoencoder takes multiples of {factor} only; "
             f"the nearest below is {width_px // factor * factor}x{height_px // factor * factor}"
         )
 

@@ -23,7 +23,7 @@ SHIFT = ((4, 3, 2, 1), (3, 2, 1, 0), (2, 1, 0, 0), (1, 2, 3, 4))
 
 
 @lru_cache(maxsize=256)
-def shift_index(num_frames: int, height: int, width: int, device: torch.device) -> Int[Tensor, "fn"]:
+def shift_index(num_frames: int, height: int, width: int, device: torch.device) -> Int[Tensor, " fn"]:
     """For each token of a clip, counted over (frames, rows, columns), the token that stands in its place when shifted.
 
     Token (t, y, x) comes from frame t - k at the same position, k = SHIFT[y % 4][x % 4]; from its own frame if there
@@ -35,9 +35,7 @@ def shift_index(num_frames: int, height: int, width: int, device: torch.device) 
     return (source * (height * width) + torch.arange(height * width)).reshape(-1).to(device)
 
 
-def shift_tokens(
-    tokens: Float[Tensor, "bf n d"], num_frames: int, height: int, width: int
-) -> Float[Tensor, "bf n d"]:
+def shift_tokens(tokens: Float[Tensor, "bf n d"], num_frames: int, height: int, width: int) -> Float[Tensor, "bf n d"]:
     """z_shift of every frame (SimDA, Eq. 6)."""
     index = shift_index(num_frames, height, width, tokens.device)
     clip = rearrange(tokens, "(b f) n d -> b (f n) d", f=num_frames)
@@ -81,8 +79,8 @@ def latent_shift_attention(
     queries = attention.to_q(tokens)
     keys = with_shifted(attention.to_k(tokens), num_frames, height, width, keys_values)
     values = with_shifted(attention.to_v(tokens), num_frames, height, width, keys_values)
-    heads = (rearrange(part, "b n (k d) -> b k n d", k=attention.heads) for part in (queries, keys, values))
-    mixed = rearrange(F.scaled_dot_product_attention(*heads), "b k n d -> b n (k d)")
+    q, k, v = (rearrange(part, "b n (a d) -> b a n d", a=attention.heads) for part in (queries, keys, values))
+    mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b a n d -> b n (a d)")
     for layer in attention.to_out:
         mixed = layer(mixed)
     return mixed

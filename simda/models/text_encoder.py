@@ -30,6 +30,4 @@ def encode_prompts(
 def truncated_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[str]:
     """The prompts that do not fit into the tokenizer's length."""
     lengths = (len(ids) for ids in tokenizer(list(prompts), verbose=False).input_ids)
-    return [
-        prompt for prompt, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length
-    ]
+    return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > tokenizer.model_max_length]

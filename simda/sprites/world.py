@@ -167,9 +167,7 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
     if motion == "spinning":
         spin = rng.uniform(*SPIN_RAD_PER_FRAME) * rng.choice((-1, 1))
     reach = max(radius, radius + growth * last) + MARGIN_PX
-    x, y = (
-        rng.uniform(reach - min(0.0, step * last), SIZE_PX - reach - max(0.0, step * last)) for step in (dx, dy)
-    )
+    x, y = (rng.uniform(reach - min(0.0, step * last), SIZE_PX - reach - max(0.0, step * last)) for step in (dx, dy))
     shade = rng.uniform(0, 2 * np.pi)
     angle = rng.uniform(0, 2 * np.pi) if spin else 0.0
     return Trajectory(x, y, radius, dx, dy, growth, spin, angle, shade)
@@ -217,7 +215,7 @@ def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
 
 
 def draw_captioned_still(rng: np.random.Generator) -> tuple[Frames, str]:
-    """Draw a training scene; returns one still of it, [64, 64, 3], and its caption, half of the time without the motion."""
+    """Draw a training scene; returns one still of it, [64, 64, 3], and its caption, half of them without motion."""
     scene = draw_scene(rng)
     if rng.random() < 0.5 and scene.motion != "spinning":
         scene = replace(scene, motion=None)

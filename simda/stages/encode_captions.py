@@ -22,14 +22,13 @@ class EncodeCaptions:
     Writes: caption_id.
     """
 
-    def __init__(
-        self, *, base_model: str, output: str, device: str, threads: int, provenance: dict[str, Any]
-    ) -> None:
+    def __init__(self, *, base_model: str, output: str, device: str, threads: int, provenance: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
         self.text = load_text_parts(base_model, device=device)
         self.store, self.provenance = OutputStore(output), provenance
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        """Write a batch of captions."""
         captions = batch["caption"].tolist()
         embeds = encode_prompts(self.text.tokenizer, self.text.text_encoder, captions).cpu().numpy().astype(np.float16)
         rows = [

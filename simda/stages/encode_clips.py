@@ -15,7 +15,6 @@ from simda.data.clip_plan import clip_times
 from simda.data.schema import FAILURES, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
-from simda.data.uris import local_copy
 from simda.data.video_io import read_frames
 from simda.models.autoencoder import encode_frames
 from simda.models.base_models import load_autoencoder
@@ -54,6 +53,7 @@ class EncodeClips:
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        """Write a batch of clips."""
         clips = to_rows(batch)
         rows, failures = [], []
         with ThreadPoolExecutor(max_workers=1) as decoder:
@@ -86,7 +86,10 @@ class EncodeClips:
         latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
         bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
         return {
-            **{name: clip[name] for name in ("clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "caption")},
+            **{
+                name: clip[name]
+                for name in ("clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "caption")
+            },
             "height_px": self.height_px,
             "width_px": self.width_px,
             **tensor_columns("latents", bits.numpy(), self.dtype),

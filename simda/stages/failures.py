@@ -1,4 +1,4 @@
-"""The one place where the exceptions of a row are caught: what was tried becomes a result or a row of the failures table.
+"""The one place where a row's exceptions are caught: what was tried becomes a result or a row of the failures table.
 
 Faults of a row (a broken video, a size that does not fit, a full disk) are recorded and the job goes on. Faults of the
 program (a misspelt attribute, a wrong argument) are not a row's fault and stop the job.
@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError, ImportError, SyntaxError)
+PROGRAMMING_ERRORS = (
+    TypeError,
+    AttributeError,
+    NameError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+    SyntaxError,
+)
 
 
 def attempt_row(

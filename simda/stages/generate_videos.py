@@ -53,6 +53,7 @@ class GenerateVideos:
         self.identities, self.provenance = identities, provenance
 
     def __call__(self, group: Row) -> list[Row]:
+        """Write the videos of a group."""
         rows = list(group["rows"])
         done, failures = self._attempt(rows)
         if failures and len(rows) > 1:

@@ -19,8 +19,8 @@ def plan_video(row: Row, rule: Row, preprocessing_key: str) -> list[Row]:
     """Lay out the clips of a video.
 
     Reads: uri, size_bytes, version, captions, attempt.
-    Writes: per clip the columns of `data.clip_plan.Clip`, attempt, and empty `error_type` and `message`; a video without
-        clips is one row with its uri as `clip_id` and these two filled.
+    Writes: per clip the columns of `data.clip_plan.Clip`, attempt, and empty `error_type` and `message`; a video
+        without clips is one row with its uri as `clip_id` and these two filled.
     """
     source = VideoSource(row["uri"], row["size_bytes"], row["version"])
     clips, failure = attempt_row(

@@ -44,7 +44,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make one token of every word in `captions`; other words fall to pieces."""
+    """A CLIP tokenizer with one token for every word in `captions`; other words fall to pieces."""
     untrained = CLIPTokenizer(model_max_length=MAX_TOKENS)
     return untrained.train_new_from_iterator(captions, vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()))
 

@@ -1,4 +1,4 @@
-"""`train` as a command: two Ray workers, killed and run again, finished and run once more, and given what it cannot use."""
+"""`train` as a command: two Ray workers, killed and run again, finished and run once more, given what it cannot use."""
 
 from __future__ import annotations
 
@@ -228,6 +228,42 @@ def test_a_finished_run_does_nothing_and_another_one_is_refused(finished: Path, 
     assert run_train(*words, f"output={finished}", "seed=1") == 2
     assert "seed: 0 -> 1" in capsys.readouterr().err
     assert files_of(finished) == before
+
+
+def train_steps(words: tuple[str, ...], num_steps: int, *changes: str) -> tuple[AdapterTrainer, list[float]]:
+    config = load_config(train.TrainConfig, None, [*words, "output=unused", *changes])
+    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
+    return trainer, [trainer.step(clips.batch(step, 4)).loss for step in range(num_steps)]
+
+
+def weights_of(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
+    """All weights of the video UNet, the frozen ones included."""
+    return trainer.denoiser.args[0].state_dict()
+
+
+def test_two_steps_move_every_adapter_parameter_and_nothing_of_the_base(words: tuple[str, ...]):
+    trained, untrained = train_steps(words, 2)[0], train_steps(words, 0)[0]
+    before = weights_of(untrained)
+    moved = {name for name, weight in weights_of(trained).items() if not torch.equal(weight, before[name])}
+    assert moved == set(trained.adapters)
+
+
+def test_ways_to_save_memory_do_not_change_the_training(words: tuple[str, ...]):
+    plain, losses = train_steps(words, 2)
+    frugal, frugal_losses = train_steps(words, 2, "gradient_checkpointing=true", "num_accumulated=2")
+    assert frugal_losses == pytest.approx(losses, rel=1e-5)
+    for name, weight in plain.averaged_adapters().items():
+        torch.testing.assert_close(frugal.averaged_adapters()[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...]):
+    exact_losses = train_steps(words, 2)[1]
+    trainer, losses = train_steps(words, 2, "precision=bf16")
+    assert losses == pytest.approx(exact_losses, rel=2e-2)
+    dtypes = {name: weight.dtype for name, weight in weights_of(trainer).items()}
+    assert {dtypes[name] for name in trainer.adapters} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if name not in trainer.adapters} == {torch.bfloat16}
 
 
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, capsys):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,9 @@ def test_accumulating_clip_by_clip_is_the_same_update(undisturbed):
 
 def test_two_ranks_of_two_clips_are_one_rank_of_four(undisturbed):
     """Two threads stand in for ranks: each averages with the other's tensors at a barrier."""
-    barrier, shared, losses, trainers = threading.Barrier(2), {}, {}, {}
+    barrier, shared = threading.Barrier(2), {}
 
-    def run_rank(rank: int) -> None:
+    def averaging_as(rank: int) -> Callable[[Sequence[Tensor]], None]:
         def average(tensors: Sequence[Tensor]) -> None:
             shared[rank] = [tensor.clone() for tensor in tensors]
             barrier.wait()
@@ -79,14 +80,11 @@ def test_two_ranks_of_two_clips_are_one_rank_of_four(undisturbed):
                 tensor.copy_((first + second) / 2)
             barrier.wait()
 
-        trainers[rank] = make_trainer(average=average)
-        losses[rank] = train(trainers[rank], 4, batch_of(2 * rank, 2 * rank + 1))
+        return average
 
-    threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    trainers = [make_trainer(average=averaging_as(rank)) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as ranks:
+        losses = list(ranks.map(train, trainers, (4, 4), (batch_of(0, 1), batch_of(2, 3))))
     assert losses[0] == losses[1] == pytest.approx(undisturbed[1], rel=1e-5)
     assert_same_adapters(trainers[0], trainers[1])
     assert_same_adapters(trainers[0], undisturbed[0], tolerance=1e-5)
