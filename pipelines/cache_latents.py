@@ -22,7 +22,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, Workers, config_to_yaml
+from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_yaml
 from simda.data.captions import match_captions
 from simda.data.clip_plan import Clip, list_videos
 from simda.data.schema import FAILURES, LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS, build_table, caption_id, derived_id
@@ -57,13 +57,13 @@ class Clips:
 class CacheLatentsConfig:
     """Settings of `cache_latents`."""
 
-    videos: str
+    videos: Uri
     """A directory, a pattern such as "videos/**/*.mp4", a CSV with a column `video`, or one file; local or s3://."""
-    output: str
+    output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
-    captions: str | None = None
+    captions: Uri | None = None
     """CSV with the columns `video` and `caption`; by default a .txt file beside each video."""
-    base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
     clips: Clips = Clips()
     height_px: int = Field(default=256, ge=1)

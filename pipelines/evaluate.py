@@ -18,7 +18,7 @@ import ray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, config_to_yaml
+from simda.config import CONFIG_RULES, Uri, config_to_yaml
 from simda.data.schema import FAILURES, GENERATED, METRICS, build_table
 from simda.data.store import OutputStore
 from simda.data.uris import is_local, open_uri
@@ -41,11 +41,11 @@ OWN, BASELINE = "generated", "baseline"
 class EvaluateConfig:
     """Settings of `evaluate`."""
 
-    generated: str
+    generated: Uri
     """Output directory of `generate`, local or s3://."""
-    output: str
+    output: Uri
     """Directory of the result, local or s3://."""
-    baseline: str | None = None
+    baseline: Uri | None = None
     """Another output of `generate` with the same prompts, to stand beside it."""
     num_shown: int = Field(default=64, ge=1)
     """Prompts on the page and the contact sheet."""

@@ -14,14 +14,14 @@ import sys
 import time
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, ModelName, Uri, Workers, absolute_uri, config_to_dict, config_to_yaml
 from simda.data.prompts import PromptRow, read_prompts
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
@@ -34,6 +34,7 @@ from simda.stages.generate_videos import GenerateVideos
 Row = dict[str, Any]
 
 NO_ADAPTER = "none"
+AdapterUri = Annotated[str, AfterValidator(lambda uri: uri if uri == NO_ADAPTER else absolute_uri(uri))]
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -60,13 +61,13 @@ class Sampling:
 class GenerateConfig:
     """Settings of `generate`."""
 
-    prompts: str
+    prompts: Uri
     """CSV with a column `prompt`; local or s3://."""
-    adapter: str
+    adapter: AdapterUri
     """The `adapter` directory that `train` wrote, local or s3://; `none` for the base model alone."""
-    output: str
+    output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
-    base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model that the adapter was trained on: `sprites`, a diffusers directory or a hub name."""
     seed: int = Field(default=0, ge=0)
     """Decides the seeds of rows that have none."""

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, Uri, config_to_dict, config_to_yaml
 from simda.data.store import OutputStore
 from simda.data.video_io import write_video
 from simda.runtime import run_command, with_progress
@@ -33,7 +33,7 @@ VIDEO_STREAM, PROMPT_STREAM = 0, 1
 class MakeSpritesConfig:
     """Settings of `make_sprites`."""
 
-    output: str
+    output: Uri
     """Local directory of the result."""
     num_videos: int = Field(default=600, ge=1)
     """Videos to render."""

@@ -23,7 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from simda.config import CONFIG_RULES
+from simda.config import CONFIG_RULES, Uri
 from simda.runtime import run_command
 from simda.sprites import world
 from simda.training import pretraining
@@ -61,7 +61,7 @@ class DenoiserTraining:
 class PretrainConfig:
     """Settings of `pretrain`."""
 
-    output: str
+    output: Uri
     """Directory of the result; the model is written to its `base/`."""
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights and every still."""

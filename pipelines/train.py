@@ -9,19 +9,18 @@ goes on from the last checkpoint and ends with the same adapter.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_dict, config_to_yaml
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
-from simda.data.uris import is_local, open_uri, read_bytes, write_bytes
+from simda.data.uris import read_bytes, write_bytes
 from simda.errors import ConfigError
 from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
 from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
@@ -75,16 +74,22 @@ class Optimizer:
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the moving average that becomes the result; 0 takes the last weights instead."""
 
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        if self.schedule == "constant" and self.num_warmup_steps:
+            raise ValueError("schedule=constant has no warm-up; use constant_with_warmup, or num_warmup_steps=0")
+        return self
+
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class TrainConfig:
     """Settings of `train`."""
 
-    latents: str
+    latents: Uri
     """Output directory of `cache_latents`."""
-    output: str
+    output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
-    base_model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The frozen model: `sprites`, a diffusers directory or a hub name; the one that the latents were cached with."""
     num_frames: int = Field(default=16, ge=1)
     """Frames of a training clip; of longer clips a random span is taken at each visit."""
@@ -121,7 +126,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
     clips = open_latents(config)
-    store = OutputStore(absolute(config.output))
+    store = OutputStore(config.output)
     goes_on = store.claim(run_key(config, clips), config_to_yaml(config))
     finished = store.read_manifest()
     if finished:
@@ -151,7 +156,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
     clips = open_latents(config)
-    store = OutputStore(absolute(config.output))
+    store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
     num_parameters = count_parameters(make_plan(config, clips))
     # Weights, two moments, a moving average, and the adapter for use; four bytes each.
@@ -186,7 +191,7 @@ def open_latents(config: TrainConfig) -> LatentClips:
             f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
             f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
         )
-    clips = LatentClips(absolute(config.latents), config.num_frames, config.seed)
+    clips = LatentClips(config.latents, config.num_frames, config.seed)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
@@ -207,9 +212,9 @@ def run_key(config: TrainConfig, clips: LatentClips) -> dict[str, Any]:
 def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
     """The configuration as the workers take it."""
     return TrainingPlan(
-        latents=absolute(config.latents),
-        output=absolute(config.output),
-        base_model=os.path.abspath(config.base_model) if os.path.isdir(config.base_model) else config.base_model,
+        latents=config.latents,
+        output=config.output,
+        base_model=config.base_model,
         adapter=AdapterConfig(**asdict(config.adapter)),
         num_frames=config.num_frames,
         num_steps=config.num_steps,
@@ -244,11 +249,6 @@ def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, goes_on: 
         file=sys.stderr,
         flush=True,
     )
-
-
-def absolute(uri: str) -> str:
-    """A local path as workers with another working directory find it; other URIs as they are."""
-    return open_uri(uri)[1] if is_local(uri) else uri
 
 
 if __name__ == "__main__":

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import os
 from collections.abc import Iterator, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from simda.errors import ConfigError
@@ -21,6 +25,37 @@ from simda.errors import ConfigError
 CONFIG_RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
 Config = TypeVar("Config")
+
+
+def start_directory() -> Path:
+    """Where relative paths start: the current directory.
+
+    A job that was submitted to a Ray cluster runs in a copy of the uploaded files that vanishes with the cluster. There
+    it is the checkout that this package is installed from, so that a path means the same under `ray job submit` on
+    one's own machine as without it; a package that is not installed from a checkout leaves the copy.
+    """
+    if "job_submission_id" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+        return Path.cwd()
+    origin = json.loads(distribution("simda").read_text("direct_url.json") or "{}")
+    is_checkout = origin.get("dir_info", {}).get("editable") and origin["url"].startswith("file://")
+    return Path(unquote(origin["url"].removeprefix("file://"))) if is_checkout else Path.cwd()
+
+
+def absolute_uri(uri: str) -> str:
+    """A local path made absolute, so that it means the same in every worker; other URIs as they are."""
+    return uri if "://" in uri or not uri else str(start_directory() / Path(uri).expanduser())
+
+
+def absolute_model(name: str) -> str:
+    """As `absolute_uri` for a directory; other names of models as they are."""
+    path = absolute_uri(name)
+    return path if Path(path).is_dir() else name
+
+
+Uri = Annotated[str, AfterValidator(absolute_uri)]
+"""A setting that names a file or directory, local or s3://."""
+ModelName = Annotated[str, AfterValidator(absolute_model)]
+"""A setting that names a base model: an embedded one, a diffusers directory or a name on the hub."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

@@ -124,17 +124,18 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         side = self.unet.config.sample_size * spatial_factor(self.vae)
-        height, width = height or side, width or side
+        height, width = side if height is None else height, side if width is None else width
         negatives = self._negatives(negative_prompt, len(prompts))
         self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
+        shape = self._latents_shape(len(prompts), num_frames, height, width, latents)
+        step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
         guided = guidance_scale > 1
         texts = [*negatives, *prompts] if guided else prompts
         prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        latents = self._initial_latents(latents, len(prompts), num_frames, height, width, generator)
-        step_settings = self._step_settings(eta, generator)
+        latents = self._initial_latents(latents, shape, generator)
 
         for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             doubled = torch.cat([latents, latents]) if guided else latents
@@ -179,22 +180,25 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ConfigError(f"output_type={output_type!r}; known are np, pt, pil, latent")
 
+    def _latents_shape(
+        self, num_prompts: int, num_frames: int, height: int, width: int, latents: Tensor | None
+    ) -> tuple[int, ...]:
+        """The shape of the clips' latents, which those that were given must have."""
+        factor = spatial_factor(self.vae)
+        shape = (num_prompts, self.unet.config.in_channels, num_frames, height // factor, width // factor)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ConfigError(f"latents of shape {tuple(latents.shape)}; these settings need {shape}")
+        return shape
+
     def _initial_latents(
         self,
         latents: Tensor | None,
-        num_prompts: int,
-        num_frames: int,
-        height: int,
-        width: int,
+        shape: tuple[int, ...],
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
-        factor = spatial_factor(self.vae)
-        shape = (num_prompts, self.unet.config.in_channels, num_frames, height // factor, width // factor)
         if latents is None:
             generators = list(generator) if isinstance(generator, Sequence) else generator
             latents = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise ConfigError(f"latents of shape {tuple(latents.shape)}; these settings need {shape}")
         return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
 
     def _step_settings(

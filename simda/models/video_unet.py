@@ -179,7 +179,7 @@ def predict(
     timesteps: Tensor,
     prompt_embeds: Float[Tensor, "b n d"],
     **conditions: Any,
-) -> Float[Tensor, "b c f h w"]:
+) -> Float[Tensor, "b c_out f h w"]:
     """What the network predicts for noisy clips (noise or velocity, as the base was trained).
 
     Args:

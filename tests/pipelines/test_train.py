@@ -281,6 +281,7 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
     ("change", "message"),
     [
         ("optimiser.lr=1e-4", "unknown setting; did you mean optimizer.lr?"),
+        ("optimizer={schedule: constant, num_warmup_steps: 9}", "schedule=constant has no warm-up"),
         ("batch_size=3", "batch_size=3 cannot be shared equally by workers.num_workers=2"),
         ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),

@@ -1,0 +1,162 @@
+"""What the adapters cost: the adapted UNet on one clip against the stock image UNet on the same frames.
+
+    python benchmarks/unet_cost.py > benchmarks/unet_cost_<hardware>_<date>.md
+
+Stable Diffusion 1.5's size with random weights, float32, 16 frames of 32x32 latents (256x256 pixels), 77 text tokens,
+one forward pass without guidance. Operations are counted on the meta device; time is the median of alternating runs of
+both networks, which share the weights of the base. The report is markdown on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from simda.models.video_unet import AdapterConfig, inject_adapters, predict
+
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
+NUM_FRAMES, LATENT_SIZE, NUM_TEXT_TOKENS = 16, 32, 77
+VARIANTS = {
+    "adapters alone (`off`)": AdapterConfig(keys_values="off"),
+    "Latent-Shift Attention alone": AdapterConfig(attention=False, ffn=False, temporal=False),
+    "both, as trained (`paper`)": AdapterConfig(),
+    "both, `released`": AdapterConfig(keys_values="released"),
+}
+
+
+def run_clip(unet: UNet2DConditionModel, device: torch.device) -> Tensor:
+    """One forward pass over one clip."""
+    with torch.no_grad():
+        return predict(
+            unet,
+            torch.zeros(1, 4, NUM_FRAMES, LATENT_SIZE, LATENT_SIZE, device=device),
+            torch.full((1,), 500, device=device),
+            torch.zeros(1, NUM_TEXT_TOKENS, SD15["cross_attention_dim"], device=device),
+        )
+
+
+def build_unet(device: torch.device) -> UNet2DConditionModel:
+    """The image model with random weights."""
+    with device:
+        return UNet2DConditionModel(**SD15).requires_grad_(False).eval()
+
+
+def count_flops(config: AdapterConfig | None) -> int:
+    """Floating-point operations of one clip; None is the image model.
+
+    Attention is made to run as plain matrix products, since the counter does not know every fused kernel.
+    """
+    device = torch.device("meta")
+    unet = build_unet(device)
+    if config:
+        inject_adapters(unet, config)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run_clip(unet, device)
+    return counter.get_total_flops()
+
+
+def stock_twin(adapted: UNet2DConditionModel) -> UNet2DConditionModel:
+    """An image UNet of the same base weights in the same memory."""
+    twin = build_unet(torch.device("meta"))
+    weights = adapted.state_dict()
+    twin.load_state_dict({name: weights[name] for name in twin.state_dict()}, assign=True)
+    return twin
+
+
+def median_seconds(runs: dict[str, Callable[[], object]], num_repeats: int, device: torch.device) -> dict[str, float]:
+    """Median wall time of each, one after the other in every round, so that a change of load meets both alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_number in range(num_repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_number > 0:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_time(num_repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of a clip through the stock and the adapted UNet."""
+    adapted = inject_adapters(build_unet(device))
+    stock = stock_twin(adapted)
+    runs = {"stock": lambda: run_clip(stock, device), "adapted": lambda: run_clip(adapted, device)}
+    return median_seconds(runs, num_repeats, device)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} used{load}"
+    )
+
+
+def report(flops: dict[str, int], seconds: dict[str, float], num_repeats: int, device: torch.device) -> str:
+    """The results as markdown."""
+    stock = flops["stock image UNet"]
+    lines = [
+        "# Cost of the adapters in one forward pass",
+        "",
+        f"{date.today()} · {describe_hardware(device)} · torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        "float32 · SD-1.5 size, random weights · "
+        f"{NUM_FRAMES} frames of {LATENT_SIZE}x{LATENT_SIZE} latents, {NUM_TEXT_TOKENS} text tokens, no guidance",
+        "",
+        "| network | TFLOP | of the image UNet |",
+        "|---|---|---|",
+        *(f"| {name} | {count / 1e12:.3f} | {count / stock:.3f} |" for name, count in flops.items()),
+        "",
+        "A multiply-add counts as two operations. Counted are convolutions, linear layers and the two products of each",
+        "attention; not norms, activations, softmax, nor the depth-wise step of the temporal adapters (three",
+        "multiplications a channel).",
+        "",
+    ]
+    if seconds:
+        ratio = seconds["adapted"] / seconds["stock"]
+        lines.append(
+            f"Wall time of a clip, median of {num_repeats} alternating runs: stock {seconds['stock']:.2f} s, "
+            f"adapted {seconds['adapted']:.2f} s, ratio {ratio:.3f}."
+        )
+    else:
+        lines.append("Wall time was not measured.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Count, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-repeats", type=int, default=3, help="timed runs of each network")
+    parser.add_argument("--device", default="cpu", type=torch.device)
+    parser.add_argument("--num-threads", type=int, help="CPU threads; by default PyTorch's choice")
+    parser.add_argument("--skip-time", action="store_true", help="count operations only")
+    settings = parser.parse_args()
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    flops = {"stock image UNet": count_flops(None)} | {
+        f"with {name}": count_flops(config) for name, config in VARIANTS.items()
+    }
+    seconds = {} if settings.skip_time else measure_time(settings.num_repeats, settings.device)
+    print(report(flops, seconds, settings.num_repeats, settings.device))
+
+
+if __name__ == "__main__":
+    main()
