@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -76,21 +77,37 @@ def stock_twin(adapted: UNet2DConditionModel) -> UNet2DConditionModel:
     return twin
 
 
-def median_seconds(runs: dict[str, Callable[[], object]], num_repeats: int, device: torch.device) -> dict[str, float]:
-    """Median wall time of each, one after the other in every round, so that a change of load meets both alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+@dataclass(frozen=True)
+class Seconds:
+    """How long a clip takes, as medians.
+
+    Attributes:
+        wall: time that passed.
+        cpu: time of all threads of this process, which other programs on the machine disturb less.
+    """
+
+    wall: float
+    cpu: float
+
+
+def median_seconds(runs: dict[str, Callable[[], object]], num_repeats: int, device: torch.device) -> dict[str, Seconds]:
+    """Median time of each, one after the other in every round, so that a change of load meets both alike."""
+    rounds: dict[str, list[Seconds]] = {name: [] for name in runs}
     for round_number in range(num_repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if round_number > 0:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                rounds[name].append(Seconds(time.perf_counter() - wall_start, time.process_time() - cpu_start))
+    return {
+        name: Seconds(statistics.median(one.wall for one in taken), statistics.median(one.cpu for one in taken))
+        for name, taken in rounds.items()
+    }
 
 
-def measure_time(num_repeats: int, device: torch.device) -> dict[str, float]:
+def measure_time(num_repeats: int, device: torch.device) -> dict[str, Seconds]:
     """Seconds of a clip through the stock and the adapted UNet."""
     adapted = inject_adapters(build_unet(device))
     stock = stock_twin(adapted)
@@ -111,9 +128,9 @@ def describe_hardware(device: torch.device) -> str:
     )
 
 
-def report(flops: dict[str, int], seconds: dict[str, float], num_repeats: int, device: torch.device) -> str:
+def report(flops: dict[str, int], seconds: dict[str, Seconds], num_repeats: int, device: torch.device) -> str:
     """The results as markdown."""
-    stock = flops["stock image UNet"]
+    image_flops = flops["stock image UNet"]
     lines = [
         "# Cost of the adapters in one forward pass",
         "",
@@ -123,7 +140,7 @@ def report(flops: dict[str, int], seconds: dict[str, float], num_repeats: int, d
         "",
         "| network | TFLOP | of the image UNet |",
         "|---|---|---|",
-        *(f"| {name} | {count / 1e12:.3f} | {count / stock:.3f} |" for name, count in flops.items()),
+        *(f"| {name} | {count / 1e12:.3f} | {count / image_flops:.3f} |" for name, count in flops.items()),
         "",
         "A multiply-add counts as two operations. Counted are convolutions, linear layers and the two products of each",
         "attention; not norms, activations, softmax, nor the depth-wise step of the temporal adapters (three",
@@ -131,11 +148,14 @@ def report(flops: dict[str, int], seconds: dict[str, float], num_repeats: int, d
         "",
     ]
     if seconds:
-        ratio = seconds["adapted"] / seconds["stock"]
-        lines.append(
-            f"Wall time of a clip, median of {num_repeats} alternating runs: stock {seconds['stock']:.2f} s, "
-            f"adapted {seconds['adapted']:.2f} s, ratio {ratio:.3f}."
-        )
+        stock, adapted = seconds["stock"], seconds["adapted"]
+        lines += [
+            f"| median of {num_repeats} alternating runs | image UNet | adapted (`paper`) | ratio |",
+            "|---|---|---|---|",
+            f"| wall time | {stock.wall:.2f} s | {adapted.wall:.2f} s | {adapted.wall / stock.wall:.3f} |",
+        ]
+        if device.type == "cpu":
+            lines.append(f"| CPU time | {stock.cpu:.2f} s | {adapted.cpu:.2f} s | {adapted.cpu / stock.cpu:.3f} |")
     else:
         lines.append("Wall time was not measured.")
     return "\n".join(lines)

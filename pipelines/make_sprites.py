@@ -35,9 +35,9 @@ class MakeSpritesConfig:
 
     output: Uri
     """Local directory of the result."""
-    num_videos: int = Field(default=600, ge=1)
+    num_videos: int = Field(default=1200, ge=1)
     """Videos to render."""
-    num_frames: int = Field(default=16, ge=2, le=world.MAX_FRAMES)
+    num_frames: int = Field(default=8, ge=2, le=world.MAX_FRAMES)
     """Length of each video, at 8 frames per second."""
     num_prompts: int = Field(default=32, ge=1)
     """Rows of prompts.csv; every third one is of a held-out triple."""

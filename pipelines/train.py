@@ -103,6 +103,8 @@ class TrainConfig:
     """Decides the initial adapters, the order of the clips, noise, timesteps and dropped captions."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt, which guidance needs."""
+    timestep_shift: float = Field(default=1.0, gt=0)
+    """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally, as the base was."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
@@ -222,6 +224,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         num_accumulated=config.num_accumulated,
         seed=config.seed,
         caption_dropout=config.caption_dropout,
+        timestep_shift=config.timestep_shift,
         stratified_timesteps=config.stratified_timesteps,
         optimisation={
             "learning_rate": config.optimizer.lr,

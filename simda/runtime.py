@@ -134,9 +134,12 @@ def ray_session() -> Iterator[None]:
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="ERROR", log_to_driver=False)
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        with _shut_down_after():
+            yield
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    with tempfile.TemporaryDirectory(prefix="simda-ray-", ignore_cleanup_errors=True) as folder:
         ray.init(
             address="local",
             num_cpus=max(4, 2 * len(os.sched_getaffinity(0))),
@@ -144,8 +147,16 @@ def ray_session() -> Iterator[None]:
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
-            _temp_dir=tempfile.mkdtemp(prefix="simda-ray-"),
+            _temp_dir=folder,
         )
+        with _shut_down_after():
+            yield
+
+
+@contextmanager
+def _shut_down_after() -> Iterator[None]:
+    import ray
+
     _configure_ray_data()
     try:
         yield

@@ -141,16 +141,23 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a temporary name beside `path`; it becomes `path` when the block ends well, and is removed if not."""
+def whole_file(path: str | os.PathLike[str], survives_power_loss: bool = True) -> Iterator[str]:
+    """Give a temporary name beside `path`; it becomes `path` when the block ends well, and is removed if not.
+
+    Args:
+        survives_power_loss: wait until the disk has it. Without, a file may vanish with the machine, though not with the
+            process; for what is made again easily, where waiting would cost more than making it.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     partial = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{Path(path).suffix}")
     try:
         yield partial
-        _flush(partial)
+        if survives_power_loss:
+            _flush(partial)
         os.replace(partial, path)
-        _flush(folder)
+        if survives_power_loss:
+            _flush(folder)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise

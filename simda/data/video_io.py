@@ -108,7 +108,7 @@ def write_video(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str
     if height % 2 or width % 2:
         tags[VISIBLE_SIZE] = f"{width}x{height}"
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with whole_file(path) as partial, decoder_faults(path):
+    with whole_file(path, survives_power_loss=False) as partial, decoder_faults(path):
         _encode(frames, partial, Fraction(fps).limit_denominator(1001), tags)
 
 

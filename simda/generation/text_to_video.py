@@ -69,7 +69,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(
-        cls, base_model: str, adapter: str | None = None, torch_dtype: torch.dtype = torch.float32, **_: Any
+        cls, base_model: str, adapter: str | None = None, torch_dtype: torch.dtype = torch.float32
     ) -> TextToVideoPipeline:
         """Load a base model ("sprites", a diffusers directory, a hub name) and, if given, an adapter.
 

@@ -86,11 +86,14 @@ def read_adapter_header(adapter: str) -> AdapterHeader:
             raise InputError(f"adapter={uri} is not a whole safetensors file: {error}") from None
     if header.get("format") != FORMAT:
         raise InputError(f"adapter={uri} is a safetensors file, but not one that `train` wrote")
-    if header["format_version"] != FORMAT_VERSION:
-        raise InputError(f"adapter={uri} has format version {header['format_version']}; known is {FORMAT_VERSION}")
-    return AdapterHeader(
-        header["base"], AdapterConfig(**json.loads(header["config"])), json.loads(header["provenance"])
-    )
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"adapter={uri} has format version {version}; known is {FORMAT_VERSION}")
+    try:
+        config, provenance = AdapterConfig(**json.loads(header["config"])), json.loads(header["provenance"])
+        return AdapterHeader(header["base"], config, provenance)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"adapter={uri} has a damaged header: {error!r}; take it from where it was trained") from None
 
 
 def check_adapter(adapter: str, base: str) -> AdapterHeader:

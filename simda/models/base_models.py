@@ -9,21 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import InputError
 from simda.models.autoencoder import Autoencoder
 
 EMBEDDED_MODELS = {"sprites": Path(__file__).parents[1] / "sprites" / "weights" / "base"}
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+VOCABULARIES = ("tokenizer.json", "vocab.json")
+AUTOENCODERS: dict[str, type[Autoencoder]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 # Which version of a library wrote a configuration, and where from, does not make it another model.
 IGNORED_CONFIG_KEYS = ("_diffusers_version", "_name_or_path", "transformers_version")
 
@@ -75,6 +87,7 @@ def resolve_base_model(base_model: str) -> Path:
             f"base_model={base_model}: {path} has no {', '.join(missing)} folder; a diffusers directory of the Stable "
             f"Diffusion family has {', '.join(PARTS)}"
         )
+    _check_parts(base_model, path)
     return path
 
 
@@ -87,7 +100,8 @@ def load_base_model(
         InputError: as `resolve_base_model`.
     """
     path = resolve_base_model(base_model)
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    with _told_as_input(base_model):
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
     return BaseModel(
         path=path,
         identity=unet_identity(base_model),
@@ -103,9 +117,10 @@ def load_autoencoder(
 ) -> Autoencoder:
     """The base model's autoencoder alone."""
     path = resolve_base_model(base_model)
-    name = json.loads((path / "vae" / "config.json").read_text()).get("_class_name")
-    kind = AutoencoderTiny if name == "AutoencoderTiny" else AutoencoderKL
-    return kind.from_pretrained(path, subfolder="vae", torch_dtype=dtype).to(device).requires_grad_(False).eval()
+    kind = AUTOENCODERS[_read_config(base_model, path / "vae" / "config.json")["_class_name"]]
+    with _told_as_input(base_model):
+        vae = kind.from_pretrained(path, subfolder="vae", torch_dtype=dtype)
+    return vae.to(device).requires_grad_(False).eval()
 
 
 def load_text_parts(
@@ -113,11 +128,10 @@ def load_text_parts(
 ) -> TextParts:
     """The base model's tokenizer and text encoder alone."""
     path = resolve_base_model(base_model)
-    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
-    return TextParts(
-        CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
-        text_encoder.to(device).requires_grad_(False).eval(),
-    )
+    with _told_as_input(base_model):
+        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
+        tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
+    return TextParts(tokenizer, text_encoder.to(device).requires_grad_(False).eval())
 
 
 def unet_identity(base_model: str) -> str:
@@ -133,6 +147,42 @@ def autoencoder_identity(base_model: str) -> str:
 def text_identity(base_model: str) -> str:
     """Which text encoder and tokenizer they are: what text embeddings belong to."""
     return _identity(resolve_base_model(base_model), ("text_encoder", "tokenizer"))
+
+
+def _check_parts(base_model: str, path: Path) -> None:
+    configs = {part: _read_config(base_model, path / part / name) for part, name in PARTS.items()}
+    unet, vae = configs["unet"], configs["vae"]
+    if unet.get("_class_name") != "UNet2DConditionModel" or unet.get("addition_embed_type"):
+        raise InputError(
+            f"base_model={base_model}: its unet is {unet.get('_class_name')} with additional embedding "
+            f"{unet.get('addition_embed_type')}; Stable Diffusion 1 and 2 have a UNet2DConditionModel without one"
+        )
+    if vae.get("_class_name") not in AUTOENCODERS:
+        raise InputError(
+            f"base_model={base_model}: its vae is {vae.get('_class_name')}; known are {', '.join(AUTOENCODERS)}"
+        )
+    # Without a vocabulary the tokenizer loads all the same, and takes every prompt for the same one.
+    if not any((path / "tokenizer" / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"base_model={base_model}: {path / 'tokenizer'} has neither {' nor '.join(VOCABULARIES)}")
+    for part in ("unet", "vae", "text_encoder"):
+        if not [*(path / part).glob("*.safetensors"), *(path / part).glob("*.bin")]:
+            raise InputError(f"base_model={base_model}: {path / part} has no weights (*.safetensors or *.bin)")
+
+
+def _read_config(base_model: str, file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"base_model={base_model}: {file} is missing or no JSON object: {error}") from None
+
+
+@contextmanager
+def _told_as_input(base_model: str) -> Iterator[None]:
+    # What the libraries raise for files that are missing or cut off.
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"base_model={base_model} cannot be read: {error}; fetch or copy it again") from None
 
 
 def _identity(path: Path, parts: tuple[str, ...]) -> str:

@@ -29,10 +29,12 @@ def shift_index(num_frames: int, height: int, width: int, device: torch.device) 
     Token (t, y, x) comes from frame t - k at the same position, k = SHIFT[y % 4][x % 4]; from its own frame if there
     are no k frames before it.
     """
-    table = torch.tensor(SHIFT).repeat(-(-height // 4), -(-width // 4))[:height, :width].reshape(-1)
-    frame = torch.arange(num_frames)[:, None]
-    source = torch.where(frame >= table, frame - table, frame)
-    return (source * (height * width) + torch.arange(height * width)).reshape(-1).to(device)
+    # The cached tensor outlives the call; made under inference mode, it could not be used in a later training step.
+    with torch.inference_mode(False):
+        table = torch.tensor(SHIFT).repeat(-(-height // 4), -(-width // 4))[:height, :width].reshape(-1)
+        frame = torch.arange(num_frames)[:, None]
+        source = torch.where(frame >= table, frame - table, frame)
+        return (source * (height * width) + torch.arange(height * width)).reshape(-1).to(device)
 
 
 def shift_tokens(tokens: Float[Tensor, "bf n d"], num_frames: int, height: int, width: int) -> Float[Tensor, "bf n d"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
@@ -39,6 +39,9 @@ class AdapterConfig:
         attention: whether self-attention has adapters.
         ffn: whether feed-forward layers have adapters.
         temporal: whether there are temporal adapters.
+
+    Raises:
+        ConfigError: a value is none of these.
     """
 
     spatial_reduction: int = 4
@@ -47,6 +50,15 @@ class AdapterConfig:
     attention: bool = True
     ffn: bool = True
     temporal: bool = True
+
+    def __post_init__(self) -> None:
+        if self.keys_values not in get_args(KeysValues):
+            raise ConfigError(f"keys_values={self.keys_values!r}; known are {', '.join(get_args(KeysValues))}")
+        if self.spatial_reduction < 1 or self.temporal_reduction < 1:
+            raise ConfigError(
+                f"spatial_reduction={self.spatial_reduction}, temporal_reduction={self.temporal_reduction}: "
+                "both start at 1"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -66,7 +78,12 @@ class AdaptedTransformer(Transformer2DModel):
         **kwargs: Any,
     ) -> Any:
         """As the stock one; `cross_attention_kwargs` must hold `num_frames`."""
-        num_frames = (cross_attention_kwargs or {})[NUM_FRAMES]
+        num_frames = (cross_attention_kwargs or {}).get(NUM_FRAMES, 0)
+        if num_frames < 1 or len(hidden_states) % num_frames:
+            raise ConfigError(
+                f"an adapted UNet was called on {len(hidden_states)} frames with num_frames={num_frames}; call it "
+                "through `predict`, or give cross_attention_kwargs={'num_frames': frames of each clip}"
+            )
         if self.temporal_adapter is not None:
             hidden_states = self.temporal_adapter(hidden_states, num_frames)
         height, width = hidden_states.shape[-2:]
@@ -114,13 +131,16 @@ class AdaptedTransformerBlock(BasicTransformerBlock):
 def inject_adapters(unet: UNet2DConditionModel, config: AdapterConfig | None = None) -> UNet2DConditionModel:
     """Freeze an image model and insert fresh adapters at every transformer, in place.
 
-    With fresh adapters and `keys_values="off"` the result equals the image model frame by frame.
+    With fresh adapters and `keys_values="off"` the result equals the image model frame by frame. Adapters are float32;
+    a base of lower precision trains under autocast. A LoRA may be loaded before or after; to train adapters on top of
+    one, before, since its loader freezes all else.
 
     Returns:
         The same object.
 
     Raises:
-        ConfigError: it has adapters already, has no transformer, or its blocks are not those of Stable Diffusion.
+        ConfigError: it has adapters already, has no transformer, its blocks are not those of Stable Diffusion, or are
+            too narrow for the configuration; nothing was changed.
     """
     config = config or AdapterConfig()
     if has_adapters(unet):
@@ -128,11 +148,23 @@ def inject_adapters(unet: UNet2DConditionModel, config: AdapterConfig | None = N
     transformers = [module for module in unet.modules() if type(module) is Transformer2DModel]
     if not transformers:
         raise ConfigError("this UNet has no transformer block, so there is no place for adapters")
+    for transformer in transformers:
+        _check_transformer(transformer, config)
     unet.requires_grad_(False)
     for transformer in transformers:
         _adapt_transformer(transformer, config)
     unet.adapter_config = config
     return unet
+
+
+def _check_transformer(transformer: Transformer2DModel, config: AdapterConfig) -> None:
+    reductions = (config.temporal_reduction, transformer.in_channels), (config.spatial_reduction, transformer.inner_dim)
+    for reduction, width in reductions:
+        if reduction > width:
+            raise ConfigError(f"a reduction of {reduction} leaves nothing of a width of {width}; give a smaller one")
+    for block in transformer.transformer_blocks:
+        if type(block) is not BasicTransformerBlock or block.norm_type != "layer_norm" or block.pos_embed is not None:
+            raise ConfigError(f"{type(block).__name__} with {block.norm_type} is not a block of the SD family")
 
 
 def _adapt_transformer(transformer: Transformer2DModel, config: AdapterConfig) -> None:
@@ -144,8 +176,6 @@ def _adapt_transformer(transformer: Transformer2DModel, config: AdapterConfig) -
         else None
     )
     for block in transformer.transformer_blocks:
-        if type(block) is not BasicTransformerBlock or block.norm_type != "layer_norm" or block.pos_embed is not None:
-            raise ConfigError(f"{type(block).__name__} with {block.norm_type} is not a block of the SD family")
         width = block.norm1.normalized_shape[0]
         block.__class__ = AdaptedTransformerBlock
         block.keys_values = config.keys_values

@@ -44,12 +44,13 @@ MOTIONS = (
 )
 SPINNING_SHAPES = ("square", "triangle", "star", "cross")
 
-# Legible in 8 frames and still inside the frame after 16, so that a long video cut into clips stays in the world.
+# Rates of videos of up to 8 frames. Longer ones are slower, so that the sprite is still inside the frame at their end.
 MIN_RADIUS_PX, MAX_RADIUS_PX = 9.0, 13.0
 GROWTH_RADII_PX = (6.5, 16.0)
-GROWTH_PX_PER_FRAME = (0.40, 0.55)
-SPEED_PX_PER_FRAME = (1.25, 2.25)
-SPIN_RAD_PER_FRAME = (np.deg2rad(8.0), np.deg2rad(16.0))
+GROWTH_PX_PER_FRAME = (0.8, 1.25)
+SPEED_PX_PER_FRAME = (2.25, 4.25)
+SPIN_RAD_PER_FRAME = (np.deg2rad(10.0), np.deg2rad(20.0))
+FULL_RATE_FRAMES = 8
 MARGIN_PX = 1.5
 MAX_FRAMES = 16
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
@@ -156,11 +157,12 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
     if not 1 <= num_frames <= MAX_FRAMES:
         raise ValueError(f"num_frames={num_frames}: sprites stay inside the frame for 1 to {MAX_FRAMES} frames only")
     last = num_frames - 1
+    pace = min(1.0, (FULL_RATE_FRAMES - 1) / max(1, last))
     motion = scene.motion or "standing still"
     radius, growth, spin = rng.uniform(MIN_RADIUS_PX, MAX_RADIUS_PX), 0.0, 0.0
-    dx, dy = (sign * rng.uniform(*SPEED_PX_PER_FRAME) for sign in DIRECTIONS.get(motion, (0, 0)))
+    dx, dy = (sign * pace * rng.uniform(*SPEED_PX_PER_FRAME) for sign in DIRECTIONS.get(motion, (0, 0)))
     if motion in ("growing", "shrinking"):
-        growth = rng.uniform(*GROWTH_PX_PER_FRAME)
+        growth = pace * rng.uniform(*GROWTH_PX_PER_FRAME)
         small = rng.uniform(GROWTH_RADII_PX[0], GROWTH_RADII_PX[1] - growth * last)
         radius = small if motion == "growing" else small + growth * last
         growth = growth if motion == "growing" else -growth

@@ -70,6 +70,7 @@ class DenoisingObjective:
         null_prompt_embeds: the text encoder's output for "", [tokens, width]; stands in for dropped captions.
         seed: decides all draws, together with the step and the place in the batch.
         caption_dropout: share of captions dropped, so that guidance has a trained null prompt.
+        timestep_shift: above 1 draws noisier timesteps, where what all frames share (layout and motion) is decided.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
 
@@ -84,6 +85,7 @@ class DenoisingObjective:
         *,
         seed: int,
         caption_dropout: float = 0.1,
+        timestep_shift: float = 1.0,
         stratify_over: int | None = None,
     ) -> None:
         # Whatever sampler the base ships with, noise is added by the schedule that they all share.
@@ -94,7 +96,8 @@ class DenoisingObjective:
                 f"the base model predicts {self.prediction_type!r}; training knows {', '.join(PREDICTION_TYPES)}"
             )
         self.null_prompt_embeds = null_prompt_embeds
-        self.seed, self.caption_dropout, self.stratify_over = seed, caption_dropout, stratify_over
+        self.seed, self.caption_dropout = seed, caption_dropout
+        self.timestep_shift, self.stratify_over = timestep_shift, stratify_over
 
     def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
         """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
@@ -105,6 +108,8 @@ class DenoisingObjective:
             level, drop = rng.random(2)
             if self.stratify_over:
                 level = (place % self.stratify_over + level) / self.stratify_over
+            # Esser et al., arXiv 2403.03206, eq. 23, there for resolutions.
+            level = self.timestep_shift * level / (1 + (self.timestep_shift - 1) * level)
             timesteps.append(int(level * num_timesteps))
             drops.append(bool(drop < self.caption_dropout))
             noise.append(torch.from_numpy(rng.standard_normal(tuple(clip_shape), dtype=np.float32)))

@@ -40,6 +40,7 @@ class TrainingPlan:
         num_accumulated: passes into which a rank divides its share.
         seed: decides everything that is drawn.
         caption_dropout: share of captions replaced by the null prompt.
+        timestep_shift: above 1 trains more on noisy timesteps.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
         optimisation: `AdapterTrainer`'s arguments for optimiser, schedule and moving average.
         precision: "fp32" or "bf16".
@@ -60,6 +61,7 @@ class TrainingPlan:
     num_accumulated: int
     seed: int
     caption_dropout: float
+    timestep_shift: float
     stratified_timesteps: bool
     optimisation: dict[str, Any]
     precision: Precision
@@ -95,6 +97,7 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         clips.null_prompt_embeds().to(device),
         seed=plan.seed,
         caption_dropout=plan.caption_dropout,
+        timestep_shift=plan.timestep_shift,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
     )
     return AdapterTrainer(

@@ -164,15 +164,17 @@ def test_the_callback_sees_every_step_and_can_change_latents(loaded):
     assert torch.equal(blanked, torch.zeros(shape))
 
 
-@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_diffusers_schedulers_come_near_to_ddim(pipeline, scheduler):
-    """Other samplers of the same equation end near DDIM's clip, and a second run is not affected by the first."""
+@pytest.mark.parametrize(
+    ("scheduler", "similarity"), [(DPMSolverMultistepScheduler, 0.999), (EulerDiscreteScheduler, 0.99999)]
+)
+def test_diffusers_schedulers_come_near_to_ddim(pipeline, scheduler, similarity):
+    """Euler's step is DDIM's in other variables, the solver is of higher order; a second run is that of the first."""
     settings = {**SETTINGS, "num_inference_steps": 12, "guidance_scale": 1.0}
     ddim = pipeline(PROMPTS[:1], **settings, generator=generators(0)).frames
     pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     clips = [pipeline(PROMPTS[:1], **settings, generator=generators(0)).frames for _ in range(2)]
     assert torch.equal(clips[0], clips[1])
-    assert torch.nn.functional.cosine_similarity(clips[0].flatten(), ddim.flatten(), dim=0) > 0.9
+    assert torch.nn.functional.cosine_similarity(clips[0].flatten(), ddim.flatten(), dim=0) > similarity
 
 
 def test_without_an_adapter_frames_are_independent_images(base_model):
@@ -231,3 +233,8 @@ def no_work(loaded, monkeypatch) -> Callable[..., None]:
     for model in (loaded.text_encoder, loaded.unet, loaded.vae):
         monkeypatch.setattr(model, "forward", work)
     return work
+
+
+def test_an_unknown_argument_of_from_pretrained_is_not_dropped(base_model):
+    with pytest.raises(TypeError, match="variant"):
+        TextToVideoPipeline.from_pretrained(base_model, variant="fp16")

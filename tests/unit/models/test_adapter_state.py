@@ -183,3 +183,22 @@ def test_the_identity_is_that_of_weights_configuration_and_base(trained, tmp_pat
         identity("based", base="another"),
     ]
     assert len({first, *others}) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": None},
+        {"provenance": None},
+        {"config": "{"},
+        {"config": '{"unknown": 1}'},
+        {"config": '{"keys_values": "papr"}'},
+    ],
+    ids=str,
+)
+def test_a_damaged_header_is_named(tmp_path, changes):
+    header = {"format": "simda-adapter", "format_version": "1", "base": "a", "config": "{}", "provenance": "{}"}
+    kept = {name: value for name, value in {**header, **changes}.items() if value is not None}
+    save_file({"weight": torch.zeros(2)}, tmp_path / ADAPTER_FILE, kept)
+    with pytest.raises(InputError, match=r"adapter.safetensors has a damaged header"):
+        read_adapter_header(str(tmp_path))

@@ -121,3 +121,49 @@ def test_another_configuration_is_another_model(base_model, copied):
     path = Path(copied, "vae", "config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.18215}))
     assert autoencoder_identity(copied) != autoencoder_identity(base_model)
+
+
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [
+        ("unet/config.json", "config.json is missing"),
+        ("vae/config.json", "config.json is missing"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json is missing"),
+        ("tokenizer/tokenizer.json", "neither tokenizer.json nor vocab.json"),
+        ("unet/diffusion_pytorch_model.safetensors", "unet has no weights"),
+        ("text_encoder/model.safetensors", "text_encoder has no weights"),
+    ],
+)
+def test_a_missing_file_is_named_before_anything_is_loaded(copied, file, fault):
+    Path(copied, file).unlink()
+    with pytest.raises(InputError, match=fault):
+        resolve_base_model(copied)
+
+
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_weights_that_are_cut_off_are_named(copied, file):
+    path = Path(copied, f"{file}.safetensors")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"elsewhere cannot be read: .*; fetch or copy it again"):
+        load_base_model(copied)
+
+
+def test_a_config_that_is_no_json_is_named(copied):
+    Path(copied, "unet", "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json is missing or no JSON object"):
+        unet_identity(copied)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "fault"),
+    [
+        ("unet", {"_class_name": "SD3Transformer2DModel"}, "its unet is SD3Transformer2DModel"),
+        ("unet", {"addition_embed_type": "text_time"}, "with additional embedding text_time"),
+        ("vae", {"_class_name": "AutoencoderKLWan"}, "its vae is AutoencoderKLWan; known are AutoencoderKL, "),
+    ],
+)
+def test_a_model_of_another_family_is_refused(copied, part, changes, fault):
+    path = Path(copied, part, "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(InputError, match=fault):
+        resolve_base_model(copied)

@@ -119,3 +119,13 @@ def test_a_token_reaches_just_the_frame_that_the_table_says(attention, row, colu
     after = latent_shift_attention(attention, tokens, 8, 4, 4, "paper")
     changed = {number for number in range(8) if not torch.equal(before[number], after[number])}
     assert changed == {2, 2 + TABLE[row][column]}
+
+
+def test_an_index_made_for_inference_serves_a_later_training_step(attention):
+    shift_index.cache_clear()
+    tokens = random_tokens(1, 3, 4, 4)
+    with torch.inference_mode():
+        latent_shift_attention(attention, tokens, 3, 4, 4, "paper")
+    tokens.requires_grad_(True)
+    latent_shift_attention(attention, tokens, 3, 4, 4, "paper").sum().backward()
+    assert tokens.grad.abs().max() > 0

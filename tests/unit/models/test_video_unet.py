@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from simda.errors import ConfigError
+from simda.models.latent_shift import latent_shift_attention
 from simda.models.video_unet import (
     AdapterConfig,
     adapter_modules,
@@ -153,6 +154,32 @@ def test_gradient_checkpointing_changes_nothing(make_unet, randomise_adapters):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
 
 
+def test_a_block_is_that_of_the_paper(make_unet, randomise_adapters):
+    """The attention adapter follows its attention, with a skip; the FFN adapter sees the un-normalised stream."""
+    unet = randomise_adapters(inject_adapters(make_unet()))
+    block = unet.mid_block.attentions[0].transformer_blocks[0]
+    h = torch.randn(6, 20, 32, generator=torch.Generator().manual_seed(4))
+    text = torch.randn(6, 5, 96, generator=torch.Generator().manual_seed(5))
+    actual = block(h, encoder_hidden_states=text, cross_attention_kwargs={"clip_shape": (3, 4, 5)})
+
+    a = latent_shift_attention(block.attn1, block.norm1(h), 3, 4, 5, "paper")
+    h = h + a + block.attention_adapter(a)
+    h = h + block.attn2(block.norm2(h), encoder_hidden_states=text)
+    torch.testing.assert_close(actual, h + block.ff(block.norm3(h)) + block.ffn_adapter(h), rtol=1e-4, atol=1e-4)
+
+
+def test_the_temporal_adapter_stands_before_the_whole_transformer(make_unet, randomise_adapters):
+    """Its output is also what the transformer's own skip connection carries."""
+    config = AdapterConfig(attention=False, ffn=False, keys_values="off")
+    adapted = randomise_adapters(inject_adapters(make_unet(), config)).mid_block.attentions[0]
+    features = torch.randn(6, 32, 4, 5, generator=torch.Generator().manual_seed(4))
+    text = torch.randn(6, 5, 96, generator=torch.Generator().manual_seed(5))
+    actual = adapted(features, encoder_hidden_states=text, cross_attention_kwargs={"num_frames": 3}).sample
+    stock = make_unet().mid_block.attentions[0]
+    expected = stock(adapted.temporal_adapter(features, 3), encoder_hidden_states=text).sample
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("config", [SD15, SD21], ids=["sd15", "sd21"])
 def test_parameter_counts_of_the_paper(config):
     unet = on_meta(config)
@@ -241,4 +268,38 @@ def test_a_unet_without_transformers_is_refused_untouched(make_unet):
     with pytest.raises(ConfigError, match="no transformer block"):
         inject_adapters(unet)
     assert not has_adapters(unet)
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spatial_reduction": 0}, "spatial_reduction=0"),
+        ({"temporal_reduction": -1}, "temporal_reduction=-1"),
+    ],
+)
+def test_a_configuration_out_of_range_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        AdapterConfig(**settings)
+
+
+@pytest.mark.parametrize("num_frames", [None, 0, 2])
+def test_a_call_without_a_fitting_number_of_frames_is_told(make_unet, num_frames):
+    """Also what a stock image pipeline gets that is given an adapted UNet."""
+    unet = inject_adapters(make_unet())
+    kwargs = None if num_frames is None else {"num_frames": num_frames}
+    with pytest.raises(ConfigError, match=f"on 3 frames with num_frames={num_frames or 0}; call it through `predict`"):
+        unet(LATENTS[0].movedim(1, 0), 5, PROMPT_EMBEDS[:1].expand(3, -1, -1), cross_attention_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("fault", ["block", "width"])
+def test_a_refused_unet_is_left_as_it_was(make_unet, fault):
+    unet = make_unet().requires_grad_(True)
+    if fault == "block":
+        unet.up_blocks[1].attentions[1].transformer_blocks[0].norm_type = "ada_norm"
+    modules = [type(module) for module in unet.modules()]
+    config = AdapterConfig(spatial_reduction=32) if fault == "width" else AdapterConfig()
+    with pytest.raises(ConfigError, match=r"a reduction of 32 leaves nothing of a width of 16|with ada_norm is not"):
+        inject_adapters(unet, config)
+    assert [type(module) for module in unet.modules()] == modules
     assert all(parameter.requires_grad for parameter in unet.parameters())
