@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -118,7 +119,8 @@ def run(config: CacheLatentsConfig) -> Row:
         # 3. one row per caption -> one row per caption, in the text-embeddings table
         encode_captions(config, captions, provenance)
         # 4. one row per clip -> one row per clip, in the latents table
-        encode_clips(config, clips, provenance)
+        for _ in with_progress(encoded_clips(config, clips, provenance), "clips", len(clips), is_failure):
+            pass
 
     if not store.num_rows(LATENTS):
         raise InputError(f"not one clip of {config.videos} could be cached; see {store.uri_of('failures')}")
@@ -212,8 +214,8 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
     return pa.Table.from_pylist([row for row in rows if not is_failure(row)], schema=PLAN)
 
 
-def encode_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> None:
-    """Write the rows of the latents table."""
+def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
+    """Write the rows of the latents table; yields which are written and which have failed."""
     if not len(clips):
         return
     size = config.clips_per_shard
@@ -235,8 +237,7 @@ def encode_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -
         num_cpus=config.workers.cpus_per_worker,
         num_gpus=config.workers.gpus_per_worker or None,
     )
-    for _ in with_progress(encoded.iter_rows(), "clips", len(clips), is_failure):
-        pass
+    yield from encoded.iter_rows()
 
 
 def distinct_captions(clips: pa.Table) -> pa.Table:

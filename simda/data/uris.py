@@ -145,8 +145,8 @@ def whole_file(path: str | os.PathLike[str], survives_power_loss: bool = True) -
     """Give a temporary name beside `path`; it becomes `path` when the block ends well, and is removed if not.
 
     Args:
-        survives_power_loss: wait until the disk has it. Without, a file may vanish with the machine, though not with the
-            process; for what is made again easily, where waiting would cost more than making it.
+        survives_power_loss: wait until the disk has it. Without, a file may be lost with the machine, though not with
+            the process: for what is made again in less time than the disk takes.
     """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from simda.data.clip_plan import Clip, ClipRule, VideoSource, plan_clips
+from simda.data.schema import derived_id
 from simda.data.video_io import probe
 from simda.errors import VideoError
 from simda.stages.failures import attempt_row
@@ -39,7 +40,8 @@ def _clips_of(source: VideoSource, captions: list[str], rule: ClipRule, preproce
     info = probe(source.uri)
     if not captions:
         raise VideoError(f"{source.uri} has no caption; add a line to the captions file, or a .txt file beside it")
-    clips, reason = plan_clips(source, info, rule, captions, preprocessing_key)
+    # With the captions in the key, a clip whose caption was edited is another row, not the old one kept in silence.
+    clips, reason = plan_clips(source, info, rule, captions, derived_id(preprocessing_key, captions))
     if reason:
         raise VideoError(f"{source.uri}: {reason}")
     return clips
