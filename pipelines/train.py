@@ -55,6 +55,8 @@ class Adapter:
     """Whether feed-forward layers have adapters."""
     temporal: bool = True
     """Whether there are temporal adapters."""
+    frame_positions: bool = False
+    """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

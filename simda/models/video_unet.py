@@ -39,6 +39,7 @@ class AdapterConfig:
         attention: whether self-attention has adapters.
         ffn: whether feed-forward layers have adapters.
         temporal: whether there are temporal adapters.
+        frame_positions: whether temporal adapters also see each frame's place in the clip (ours, not the paper's).
 
     Raises:
         ConfigError: a value is none of these.
@@ -50,6 +51,7 @@ class AdapterConfig:
     attention: bool = True
     ffn: bool = True
     temporal: bool = True
+    frame_positions: bool = False
 
     def __post_init__(self) -> None:
         if self.keys_values not in get_args(KeysValues):
@@ -171,7 +173,7 @@ def _adapt_transformer(transformer: Transformer2DModel, config: AdapterConfig) -
     place = next(transformer.parameters())
     transformer.__class__ = AdaptedTransformer
     transformer.temporal_adapter = (
-        TemporalAdapter(transformer.in_channels, config.temporal_reduction).to(place.device)
+        TemporalAdapter(transformer.in_channels, config.temporal_reduction, config.frame_positions).to(place.device)
         if config.temporal
         else None
     )

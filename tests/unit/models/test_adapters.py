@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from simda.models.adapters import SpatialAdapter, TemporalAdapter
+from simda.models.adapters import SpatialAdapter, TemporalAdapter, place_sinusoids
 
 
 @pytest.fixture
@@ -80,3 +80,23 @@ def test_frames_outside_the_clip_are_zero_at_both_ends(generator):
         change = adapter(features, 4) - features
         torch.testing.assert_close(change[end], bias_alone.expand(8, 2, 2), rtol=1e-4, atol=1e-4)
         assert (change[inner] - bias_alone).abs().max() > 0.1
+
+
+def test_frame_positions_tell_equal_frames_apart_and_cost_no_parameters() -> None:
+    torch.manual_seed(0)
+    plain, placed = TemporalAdapter(8), TemporalAdapter(8, frame_positions=True)
+    assert sum(p.numel() for p in placed.parameters()) == sum(p.numel() for p in plain.parameters())
+    equal_frames = torch.randn(1, 8, 2, 2).expand(6, 8, 2, 2).contiguous()
+    assert torch.equal(placed(equal_frames, 6), equal_frames)
+    for adapter in (plain, placed):
+        torch.nn.init.normal_(adapter.up.weight)
+    inner = slice(1, 5)  # the padding at both ends tells the outer two apart in any case
+    assert torch.allclose(plain(equal_frames, 6)[inner], plain(equal_frames, 6)[inner][:1], atol=1e-6)
+    differences = placed(equal_frames, 6)[inner].flatten(1)
+    assert torch.pdist(differences).min() > 0.1
+
+
+def test_clips_of_any_length_begin_and_end_at_the_same_place() -> None:
+    short, long = place_sinusoids(8, 16), place_sinusoids(16, 16)
+    assert torch.allclose(short[[0, -1]], long[[0, -1]], atol=1e-6)
+    assert place_sinusoids(1, 16).shape == (1, 16)
