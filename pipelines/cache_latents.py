@@ -104,6 +104,8 @@ def run(config: CacheLatentsConfig) -> Row:
     provenance["libraries"] = library_versions()
     failed = {row["id"]: row["attempt"] for row in store.failures(LATENTS).to_pylist()}
     skipped = [] if config.retry_failed else list(failed)
+    if config.retry_failed:
+        store.clear_failures()
     record_failures(store, strays)
 
     with ray_session():

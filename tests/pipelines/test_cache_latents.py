@@ -1,0 +1,141 @@
+"""`cache_latents`: every usable clip is a row, every other one a failure, and nothing is done twice."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from simda.data.schema import LATENTS, TEXT_EMBEDDINGS
+from simda.data.store import OutputStore
+from simda.data.tensors import read_tensor
+from simda.data.video_io import read_all_frames
+from simda.models.autoencoder import encode_frames
+from simda.models.base_models import load_autoencoder
+
+SETTINGS = (
+    "base_model=sprites",
+    "height_px=64",
+    "width_px=64",
+    "clips.num_frames=4",
+    "clips.fps=8",
+    "clips_per_shard=4",
+)
+
+
+@pytest.fixture
+def dataset(sprites, tmp_path) -> Path:
+    """A copy of the sprites dataset that a test may spoil."""
+    shutil.copytree(sprites / "videos", tmp_path / "videos")
+    shutil.copy(sprites / "captions.csv", tmp_path / "captions.csv")
+    return tmp_path
+
+
+def words(dataset: Path, *more: str) -> tuple[str, ...]:
+    paths = (f"videos={dataset}/videos", f"captions={dataset}/captions.csv", f"output={dataset}/latents")
+    return (*SETTINGS, *paths, *more)
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+
+
+@pytest.mark.ray
+def test_rows_hold_what_the_models_give_and_a_second_run_adds_nothing(local_ray, dataset, run):
+    code, summary, _ = run("cache_latents", *words(dataset))
+    assert (code, summary["num_done"], summary["num_failed"], summary["num_new"]) == (0, 12, 0, 12)
+    store = OutputStore(f"{dataset}/latents")
+    row = store.read_table(LATENTS).to_pylist()[0]
+    start = round(row["start_s"] * 8)
+    frames = read_all_frames(row["video_uri"])[start : start + 4]
+    expected = encode_frames(load_autoencoder("sprites"), torch.from_numpy(frames)[None])[0].numpy()
+    np.testing.assert_allclose(read_tensor(row, "latents").astype(np.float32), expected, rtol=1e-3, atol=2e-3)
+    assert row["latents_shape"] == [4, 4, 16, 16]
+
+    captions = {line["caption"] for line in csv.DictReader((dataset / "captions.csv").open())}
+    assert store.ids(TEXT_EMBEDDINGS, "caption") == captions | {""}
+    assert len(pd.read_parquet(dataset / "latents" / "data")) == 12
+    assert store.read_manifest()["complete"]
+
+    before = files(dataset / "latents")
+    code, summary, _ = run("cache_latents", *words(dataset))
+    assert (code, summary["num_done"], summary["num_new"]) == (0, 12, 0)
+    assert files(dataset / "latents") == before
+
+    shutil.copy(next((dataset / "videos").iterdir()), dataset / "videos" / "new.mp4")
+    with (dataset / "captions.csv").open("a") as file:
+        file.write("new.mp4,a new one\n")
+    code, summary, _ = run("cache_latents", *words(dataset))
+    assert (code, summary["num_done"], summary["num_new"]) == (0, 14, 2)
+
+
+@pytest.mark.ray
+def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset, run):
+    videos = sorted((dataset / "videos").iterdir())
+    whole = videos[0].read_bytes()
+    videos[0].write_bytes(b"")
+    videos[1].write_bytes(whole[: len(whole) // 8])
+    videos[2].write_bytes(b"<html>not found</html>")
+    (dataset / "videos" / "uncaptioned.mp4").write_bytes(whole)
+    with (dataset / "captions.csv").open("a") as file:
+        file.write("absent.mp4,of nothing\n")
+    code, summary, err = run("cache_latents", *words(dataset))
+    assert (code, summary["num_done"], summary["num_failed"]) == (3, 6, 5)
+    assert "5 of 11 rows failed" in err
+    failures = OutputStore(f"{dataset}/latents").failures(LATENTS).to_pylist()
+    failed = {Path(row["id"]).name.split(" ")[0]: row["message"] for row in failures}
+    assert set(failed) == {videos[0].name, videos[1].name, videos[2].name, "uncaptioned.mp4", "absent.mp4"}
+    assert "no caption" in failed["uncaptioned.mp4"]
+    assert "no such video" in failed["absent.mp4"]
+
+    videos[0].write_bytes(whole)
+    code, summary, _ = run("cache_latents", *words(dataset))
+    assert (summary["num_done"], summary["num_new"]) == (6, 0)
+    code, summary, _ = run("cache_latents", *words(dataset, "retry_failed=true", "max_failure_rate=1"))
+    assert (code, summary["num_done"], summary["num_failed"]) == (0, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("videos={d}/nowhere", "does not exist"),
+        ("videos={d}/empty", "no videos"),
+        ("captions={d}/nowhere.csv", "does not exist"),
+        ("captions={d}/columns.csv", "caption"),
+        ("captions={d}/others.csv", "none of the 6 videos"),
+        ("base_model={d}/empty", "has no unet"),
+        ("base_model=sprite", "neither embedded (sprites)"),
+        ("height_px=66", "multiples of 4"),
+        ("hight_px=64", "did you mean height_px?"),
+        ("output={d}/videos", "not a run's"),
+    ],
+)
+def test_bad_settings_stop_it_before_it_starts(dataset, run, pipeline, change, message, request):
+    pipeline("cache_latents")
+    request.getfixturevalue("without_ray")
+    (dataset / "empty").mkdir()
+    (dataset / "columns.csv").write_text("video,text\nsprite-000000.mp4,x\n")
+    (dataset / "others.csv").write_text("video,caption\nother.mp4,x\n")
+    code, _, err = run("cache_latents", *words(dataset, change.format(d=dataset)))
+    assert (code, message in err) == (2, True), err
+    assert not (dataset / "latents").exists()
+
+
+def test_an_output_of_other_settings_is_refused(dataset, run, pipeline, request):
+    pipeline("cache_latents")
+    request.getfixturevalue("without_ray")
+    OutputStore(f"{dataset}/latents").claim({"command": "cache_latents", "preprocessing": {"height_px": 32}}, "")
+    code, _, err = run("cache_latents", *words(dataset))
+    assert code == 2
+    assert "preprocessing.height_px: 32 -> 64" in err
+
+
+def test_a_dry_run_counts_and_writes_nothing(dataset, run):
+    code, summary, _ = run("cache_latents", *words(dataset, "--dry-run"))
+    assert (code, summary["num_videos"], summary["bytes_per_clip"]) == (0, 6, 4 * 4 * 16 * 16 * 2)
+    assert not (dataset / "latents").exists()
