@@ -25,6 +25,9 @@ from simda.errors import InputError, VideoError
 
 CRF = 12
 """Constant rate factor of written videos: visually lossless, about 3 bits per pixel and frame for small ones."""
+REPEATABLE_PIXELS = 256 * 256
+"""Pictures up to this size are coded without x264's assembly, which was seen to give other bytes once in some hundred
+encodings of 64x64 pixels; for larger ones that would cost too much time."""
 
 
 def probe(uri: str) -> VideoInfo:
@@ -87,9 +90,9 @@ def read_all_frames(uri: str) -> np.ndarray:
 def write_video(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str, Any] | None = None) -> None:
     """Write H.264 in MP4 that plays in browsers (yuv420p, index first); the file appears whole or not at all.
 
-    The same frames and metadata give the same bytes. H.264 needs even sizes: an odd height or width is padded by
-    repeating the last row or column and the true size is kept in the metadata, so that `read_frames` gives back the
-    size that was written; nothing is ever rescaled.
+    The same frames and metadata give the same bytes (above `REPEATABLE_PIXELS`, nearly always). H.264 needs even sizes:
+    an odd height or width is padded by repeating the last row or column and the true size is kept in the metadata, so
+    that `read_frames` gives back the size that was written; nothing is ever rescaled.
 
     Args:
         frames: uint8 RGB [frames, height, width, 3], at least one.
@@ -138,7 +141,10 @@ def _encode(frames: np.ndarray, path: str, rate: Fraction, tags: Mapping[str, st
     with av.open(path, "w", format="mp4", options=options) as container:
         container.metadata.update(tags)
         # One thread: x264 cuts a picture into slices by thread count, and the bytes must not depend on the machine.
-        stream = container.add_stream("libx264", rate=rate, options={"crf": str(CRF), "threads": "1"})
+        coding = {"crf": str(CRF), "threads": "1"}
+        if frames[0, ..., 0].size <= REPEATABLE_PIXELS:
+            coding["x264-params"] = "no-asm=1"
+        stream = container.add_stream("libx264", rate=rate, options=coding)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         context = stream.codec_context
         # Untagged video is shown with other colours by different players.
