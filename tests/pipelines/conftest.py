@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 
 from simda import runtime
@@ -48,6 +51,28 @@ def run(pipeline, capsys) -> Callable[..., tuple[int, dict[str, Any], str]]:
         return code, json.loads(lines[-1]) if lines else {}, shown.err
 
     return run_it
+
+
+@pytest.fixture(scope="session")
+def kill() -> Callable[..., None]:
+    """Starts a command as a process, kills it once a condition holds, and returns when its workers are gone too."""
+
+    def kill_it(name: str, words: tuple[str, ...], condition: Callable[[], object], timeout_s: float = 240) -> None:
+        command = [sys.executable, PIPELINES / f"{name}.py", *words]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        give_up = time.monotonic() + timeout_s
+        while not condition():
+            assert driver.poll() is None, "the command ended before it could be killed"
+            assert time.monotonic() < give_up, "the condition never held"
+            time.sleep(0.02)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        # Ray's agents take a minute to notice; they write nothing.
+        family = [process for process in family if not process.name().endswith("Agent")]
+        driver.kill()
+        driver.wait()
+        assert not psutil.wait_procs(family, timeout=60)[1], "processes of a killed command live on"
+
+    return kill_it
 
 
 @pytest.fixture

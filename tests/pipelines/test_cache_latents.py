@@ -75,6 +75,24 @@ def test_rows_hold_what_the_models_give_and_a_second_run_adds_nothing(local_ray,
 
 
 @pytest.mark.ray
+def test_killed_and_run_again_it_ends_with_the_rows_of_an_undisturbed_run(local_ray, dataset, run, kill):
+    small_shards = words(dataset, "clips_per_shard=1")
+    shards = dataset / "latents" / "data"
+    kill("cache_latents", small_shards, lambda: any(shards.glob("*.parquet")))
+    assert not (dataset / "latents" / "_manifest.json").exists()
+    before = files(dataset / "latents")
+    code, summary, err = run("cache_latents", *small_shards)
+    assert (code, summary["num_done"]) == (0, 12), err
+    assert summary["num_new"] == 12 - sum(name.startswith("data/") for name in before)
+    assert before.items() <= files(dataset / "latents").items()
+
+    assert run("cache_latents", *small_shards, f"output={dataset}/undisturbed")[0] == 0
+    for kind in (LATENTS, TEXT_EMBEDDINGS):
+        one, other = (OutputStore(f"{dataset}/{name}").read_table(kind) for name in ("latents", "undisturbed"))
+        assert one.equals(other)
+
+
+@pytest.mark.ray
 def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset, run):
     videos = sorted((dataset / "videos").iterdir())
     whole = videos[0].read_bytes()

@@ -99,6 +99,27 @@ def test_a_second_run_makes_only_what_is_missing(local_ray, run, tmp_path):
         assert np.array_equal(frames, first[name])
 
 
+@pytest.mark.ray
+def test_killed_and_run_again_it_makes_the_videos_of_an_undisturbed_run(local_ray, run, kill, tmp_path):
+    words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
+    out = tmp_path / "out"
+    kill("generate", (*words, f"output={out}"), lambda: any((out / "videos").glob("*.mp4")))
+    assert not (out / "_manifest.json").exists()
+    before = files_of(out / "data")
+    code, summary, err = run("generate", *words, f"output={out}")
+    assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 3 - len(before)), err
+    assert before.items() <= files_of(out / "data").items()
+
+    assert run("generate", *words, f"output={tmp_path}/undisturbed")[0] == 0
+    assert {path.name for path in (out / "videos").iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
+    for name, frames in videos_of(tmp_path / "undisturbed").items():
+        assert np.array_equal(videos_of(out)[name], frames)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+
+
 def test_all_faults_of_a_prompts_file_are_told_together(run, pipeline, tmp_path, request):
     pipeline("generate")
     request.getfixturevalue("without_ray")

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +27,6 @@ from simda.training.latent_clips import LatentClips
 from simda.training.step import AdapterTrainer
 from simda.training.training_plan import build_trainer
 
-COMMAND = Path(__file__).parents[2] / "pipelines" / "train.py"
 CAPTIONS = ("a red ball", "a blue box", "")
 NUM_STEPS = 8
 SETTINGS = (
@@ -48,21 +41,10 @@ SETTINGS = (
 )
 
 
-def load_command() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pipelines_train", COMMAND)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-train = load_command()
-
-
-def run_train(*words: str) -> int:
-    return run_command(train.TrainConfig, train.run, train.dry_run, list(words))
+@pytest.fixture(scope="module")
+def train(pipeline) -> ModuleType:
+    """The command as a module."""
+    return pipeline("train")
 
 
 @pytest.fixture(scope="module")
@@ -133,29 +115,18 @@ def words(base_model: str, models: dict[str, str], tmp_path_factory) -> tuple[st
 
 
 @pytest.fixture(scope="module")
-def finished(words: tuple[str, ...], tmp_path_factory, local_ray) -> Path:
+def finished(words: tuple[str, ...], tmp_path_factory, local_ray, kill, train) -> Path:
     """The output of a run whose driver was killed after the first checkpoint, and which then was run again."""
     output = tmp_path_factory.mktemp("train") / "run"
-    driver = subprocess.Popen([sys.executable, COMMAND, *words, f"output={output}"], stderr=subprocess.DEVNULL)
-    wait_for((output / "checkpoints" / "step-00000002" / "adapter").exists, driver)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    kill("train", (*words, f"output={output}"), (output / "checkpoints" / "step-00000002" / "adapter").exists)
     assert not (output / "_manifest.json").exists()
-    # The private Ray of the killed driver ends by itself a moment later.
-    time.sleep(4)
-    assert run_train(*words, f"output={output}") == 0
+    assert run_command(train.TrainConfig, train.run, train.dry_run, [*words, f"output={output}"]) == 0
     return output
 
 
-def wait_for(condition: Callable[[], bool], driver: subprocess.Popen, timeout_s: float = 240) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not condition():
-        assert driver.poll() is None, "the driver ended too early"
-        assert time.monotonic() < give_up, "no checkpoint appeared"
-        time.sleep(0.05)
-
-
-def train_in_this_process(words: tuple[str, ...], world_size: int) -> tuple[AdapterTrainer, list[float]]:
+def train_in_this_process(
+    train: ModuleType, words: tuple[str, ...], world_size: int
+) -> tuple[AdapterTrainer, list[float]]:
     """The same run without Ray and without interruption; threads stand in for ranks and average at a barrier."""
     config = load_config(train.TrainConfig, None, [*words, "output=unused"])
     clips = LatentClips(config.latents, config.num_frames, config.seed)
@@ -189,8 +160,10 @@ def files_of(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.ray
-def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(finished: Path, words: tuple[str, ...]):
-    trainer, losses = train_in_this_process(words, world_size=2)
+def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(
+    finished: Path, words: tuple[str, ...], train: ModuleType
+):
+    trainer, losses = train_in_this_process(train, words, world_size=2)
     curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curves] == list(range(1, NUM_STEPS + 1))
     assert [row["loss"] for row in curves] == losses
@@ -200,8 +173,8 @@ def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(
 
 
 @pytest.mark.ray
-def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str, ...]):
-    trainer, losses = train_in_this_process(words, world_size=1)
+def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str, ...], train: ModuleType):
+    trainer, losses = train_in_this_process(train, words, world_size=1)
     curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in curves] == pytest.approx(losses, rel=1e-5)
     weights = adapter_of(finished)
@@ -220,17 +193,19 @@ def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
 
 
 @pytest.mark.ray
-def test_a_finished_run_does_nothing_and_another_one_is_refused(finished: Path, words: tuple[str, ...], capsys):
+def test_a_finished_run_does_nothing_and_another_one_is_refused(finished: Path, words: tuple[str, ...], run):
     before = files_of(finished)
-    assert run_train(*words, f"output={finished}") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["already_done"] is True
-    assert run_train(*words, f"output={finished}", "workers.num_workers=1", "log_every=5") == 0
-    assert run_train(*words, f"output={finished}", "seed=1") == 2
-    assert "seed: 0 -> 1" in capsys.readouterr().err
+    code, summary, _ = run("train", *words, f"output={finished}")
+    assert (code, summary["already_done"]) == (0, True)
+    assert run("train", *words, f"output={finished}", "workers.num_workers=1", "log_every=5")[0] == 0
+    code, _, err = run("train", *words, f"output={finished}", "seed=1")
+    assert (code, "seed: 0 -> 1" in err) == (2, True)
     assert files_of(finished) == before
 
 
-def train_steps(words: tuple[str, ...], num_steps: int, *changes: str) -> tuple[AdapterTrainer, list[float]]:
+def train_steps(
+    train: ModuleType, words: tuple[str, ...], num_steps: int, *changes: str
+) -> tuple[AdapterTrainer, list[float]]:
     config = load_config(train.TrainConfig, None, [*words, "output=unused", *changes])
     clips = LatentClips(config.latents, config.num_frames, config.seed)
     trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
@@ -242,33 +217,33 @@ def weights_of(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
     return trainer.denoiser.args[0].state_dict()
 
 
-def test_two_steps_move_every_adapter_parameter_and_nothing_of_the_base(words: tuple[str, ...]):
-    trained, untrained = train_steps(words, 2)[0], train_steps(words, 0)[0]
+def test_two_steps_move_every_adapter_parameter_and_nothing_of_the_base(words: tuple[str, ...], train: ModuleType):
+    trained, untrained = train_steps(train, words, 2)[0], train_steps(train, words, 0)[0]
     before = weights_of(untrained)
     moved = {name for name, weight in weights_of(trained).items() if not torch.equal(weight, before[name])}
     assert moved == set(trained.adapters)
 
 
-def test_ways_to_save_memory_do_not_change_the_training(words: tuple[str, ...]):
-    plain, losses = train_steps(words, 2)
-    frugal, frugal_losses = train_steps(words, 2, "gradient_checkpointing=true", "num_accumulated=2")
+def test_ways_to_save_memory_do_not_change_the_training(words: tuple[str, ...], train: ModuleType):
+    plain, losses = train_steps(train, words, 2)
+    frugal, frugal_losses = train_steps(train, words, 2, "gradient_checkpointing=true", "num_accumulated=2")
     assert frugal_losses == pytest.approx(losses, rel=1e-5)
     for name, weight in plain.averaged_adapters().items():
         torch.testing.assert_close(frugal.averaged_adapters()[name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...]):
-    exact_losses = train_steps(words, 2)[1]
-    trainer, losses = train_steps(words, 2, "precision=bf16")
+def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], train: ModuleType):
+    exact_losses = train_steps(train, words, 2)[1]
+    trainer, losses = train_steps(train, words, 2, "precision=bf16")
     assert losses == pytest.approx(exact_losses, rel=2e-2)
     dtypes = {name: weight.dtype for name, weight in weights_of(trainer).items()}
     assert {dtypes[name] for name in trainer.adapters} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if name not in trainer.adapters} == {torch.bfloat16}
 
 
-def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, capsys):
-    assert run_train("--dry-run", *words, f"output={tmp_path / 'run'}") == 0
-    counts = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
+    code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
+    assert code == 0
     assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (10, [4, 3, 8, 8], 3.2)
     assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
     assert counts["num_parameters"] == sum(
@@ -289,31 +264,31 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(
-    change: str, message: str, words: tuple[str, ...], tmp_path: Path, capsys
+    change: str, message: str, words: tuple[str, ...], tmp_path: Path, run
 ):
-    assert run_train(*words, f"output={tmp_path / 'run'}", change) == 2
-    assert message in capsys.readouterr().err
+    code, _, err = run("train", *words, f"output={tmp_path / 'run'}", change)
+    assert (code, message in err) == (2, True), err
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_of_another_autoencoder_are_refused_with_both_identities(
-    words: tuple[str, ...], models: dict[str, str], tmp_path: Path, capsys
+    words: tuple[str, ...], models: dict[str, str], tmp_path: Path, run
 ):
     latents = write_latents(tmp_path / "latents", {**models, "vae": "0123456789abcdef"})
-    assert run_train(*words, f"latents={latents}", f"output={tmp_path / 'run'}") == 2
-    error = capsys.readouterr().err
-    assert '"0123456789abcdef"' in error
-    assert models["vae"] in error
+    code, _, err = run("train", *words, f"latents={latents}", f"output={tmp_path / 'run'}")
+    assert code == 2
+    assert '"0123456789abcdef"' in err
+    assert models["vae"] in err
 
 
-def test_an_empty_table_is_refused(words: tuple[str, ...], models: dict[str, str], tmp_path: Path, capsys):
+def test_an_empty_table_is_refused(words: tuple[str, ...], models: dict[str, str], tmp_path: Path, run):
     latents = write_latents(tmp_path / "latents", models, num_clips=0)
-    assert run_train(*words, f"latents={latents}", f"output={tmp_path / 'run'}") == 2
-    assert "has no rows" in capsys.readouterr().err
+    code, _, err = run("train", *words, f"latents={latents}", f"output={tmp_path / 'run'}")
+    assert (code, "has no rows" in err) == (2, True), err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 @pytest.mark.ray
-def test_more_than_the_machine_has_is_refused(words: tuple[str, ...], tmp_path: Path, capsys, local_ray):
-    assert run_train(*words, f"output={tmp_path / 'run'}", "workers.gpus_per_worker=1") == 2
-    assert "with GPUs 1.0 each" in capsys.readouterr().err
+def test_more_than_the_machine_has_is_refused(words: tuple[str, ...], tmp_path: Path, run, local_ray):
+    code, _, err = run("train", *words, f"output={tmp_path / 'run'}", "workers.gpus_per_worker=1")
+    assert (code, "with GPUs 1.0 each" in err) == (2, True), err
