@@ -218,28 +218,8 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
     """Write the rows of the latents table; yields which are written and which have failed."""
-    if not len(clips):
-        return
-    size = config.clips_per_shard
-    blocks = [clips.slice(start, size) for start in range(0, len(clips), size)]
-    encoded = ray.data.from_arrow(blocks).map_batches(
-        EncodeClips,
-        fn_constructor_kwargs={
-            "base_model": config.base_model,
-            "output": config.output,
-            "height_px": config.height_px,
-            "width_px": config.width_px,
-            "dtype": config.dtype,
-            "device": config.workers.device,
-            "threads": config.workers.threads_per_worker,
-            "provenance": provenance,
-        },
-        batch_size=size,
-        compute=ActorPoolStrategy(size=config.workers.num_workers),
-        num_cpus=config.workers.cpus_per_worker,
-        num_gpus=config.workers.gpus_per_worker or None,
-    )
-    yield from encoded.iter_rows()
+    frames = {"height_px": config.height_px, "width_px": config.width_px, "dtype": config.dtype}
+    return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames)
 
 
 def distinct_captions(clips: pa.Table) -> pa.Table:
@@ -250,25 +230,34 @@ def distinct_captions(clips: pa.Table) -> pa.Table:
 
 def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: Row) -> None:
     """Write the rows of the text-embeddings table."""
-    if not len(captions):
+    encoded = in_actor_pool(config, EncodeCaptions, captions, CAPTIONS_PER_SHARD, provenance)
+    for _ in with_progress(encoded, "captions", len(captions), lambda _: False):
+        pass
+
+
+def in_actor_pool(
+    config: CacheLatentsConfig, stage: type, rows: pa.Table, rows_per_shard: int, provenance: Row, **settings: Any
+) -> Iterator[Row]:
+    """Send the rows of a table through a stage, a shard at a time, and yield what it says of each."""
+    if not len(rows):
         return
-    blocks = [captions.slice(start, CAPTIONS_PER_SHARD) for start in range(0, len(captions), CAPTIONS_PER_SHARD)]
-    encoded = ray.data.from_arrow(blocks).map_batches(
-        EncodeCaptions,
+    shards = [rows.slice(start, rows_per_shard) for start in range(0, len(rows), rows_per_shard)]
+    told = ray.data.from_arrow(shards).map_batches(
+        stage,
         fn_constructor_kwargs={
             "base_model": config.base_model,
             "output": config.output,
             "device": config.workers.device,
             "threads": config.workers.threads_per_worker,
             "provenance": provenance,
+            **settings,
         },
-        batch_size=CAPTIONS_PER_SHARD,
-        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(blocks))),
+        batch_size=rows_per_shard,
+        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(shards))),
         num_cpus=config.workers.cpus_per_worker,
         num_gpus=config.workers.gpus_per_worker or None,
     )
-    for _ in with_progress(encoded.iter_rows(), "captions", len(captions), lambda _: False):
-        pass
+    yield from told.iter_rows()
 
 
 def record_failures(store: OutputStore, failures: list[Row]) -> None:

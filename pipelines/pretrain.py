@@ -1,7 +1,9 @@
 #!/usr/bin/env python
 """Nothing in, the embedded base model out: a tiny text-to-image model trained on still sprites.
 
-    stills drawn by the sprites world -> autoencoder -> denoiser and text encoder -> OUTPUT/base (a diffusers directory)
+    stills drawn by the sprites world -> autoencoder \
+                                                      -> denoiser -> OUTPUT/base (a diffusers directory)
+    captions of the sprites world -> text encoder    /
 
 Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one as
 `base_model=sprites`. Stopped at any point, the same command goes on from its last saved state.
@@ -28,6 +30,14 @@ from simda.runtime import run_command
 from simda.sprites import world
 from simda.training import pretraining
 
+ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
+    "shape": world.SHAPES,
+    "colour": tuple(world.COLOURS),
+    "background": tuple(world.BACKGROUNDS),
+    "motion": (*world.MOTIONS, None),
+}
+"""What a caption says, and the words for it; `None` is a caption without motion."""
+
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class AutoencoderTraining:
@@ -44,10 +54,22 @@ class AutoencoderTraining:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
-class DenoiserTraining:
-    """How the denoiser and the text encoder are trained, together."""
+class TextEncoderTraining:
+    """How the text encoder is trained."""
 
-    num_steps: int = Field(default=12000, ge=20)
+    num_steps: int = Field(default=600, ge=20)
+    """Optimiser steps."""
+    batch_size: int = Field(default=128, ge=1)
+    """Captions per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of the cosine schedule."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class DenoiserTraining:
+    """How the denoiser is trained, on what autoencoder and text encoder have become."""
+
+    num_steps: int = Field(default=6000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=32, ge=1)
     """Stills per step."""
@@ -55,6 +77,8 @@ class DenoiserTraining:
     """Peak of the cosine schedule."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt, which guidance needs."""
+    timestep_shift: float = Field(default=2.0, gt=0)
+    """Above 1 trains more on noisy timesteps, where a sprite's place is decided."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -68,11 +92,12 @@ class PretrainConfig:
     num_threads: int = Field(default=2, ge=1)
     """CPU threads."""
     autoencoder: AutoencoderTraining = AutoencoderTraining()
+    text_encoder: TextEncoderTraining = TextEncoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
-    """Train both parts, or what is left of them, and save the model."""
+    """Train all parts, or what is left of them, and save the model."""
     torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config.output)
@@ -90,12 +115,25 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         state_path=folder / "autoencoder.pt",
         metrics_path=folder / "autoencoder.jsonl",
     )
-    # Half precision halves the package; the rounding is made now, so that the denoiser is trained on what is shipped.
+    # Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped.
     vae.to(torch.float16).to(torch.float32)
 
     torch.manual_seed(config.seed + 1)
     tokenizer = pretraining.build_tokenizer(chain(every_caption(), ascii_lowercase, digits))
     text_encoder = pretraining.build_text_encoder(tokenizer).to(device)
+    pretraining.pretrain_text_encoder(
+        text_encoder,
+        tokenizer,
+        draw_captions(config.seed, 4, config.text_encoder.batch_size),
+        [len(words) for words in ATTRIBUTES.values()],
+        num_steps=config.text_encoder.num_steps,
+        learning_rate=config.text_encoder.learning_rate,
+        state_path=folder / "text_encoder.pt",
+        metrics_path=folder / "text_encoder.jsonl",
+    )
+    text_encoder.to(torch.float16).to(torch.float32)
+
+    torch.manual_seed(config.seed + 2)
     unet = pretraining.build_unet().to(device)
     noise_scheduler = pretraining.build_noise_scheduler()
     pretraining.pretrain_denoiser(
@@ -108,6 +146,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         num_steps=config.denoiser.num_steps,
         learning_rate=config.denoiser.learning_rate,
         caption_dropout=config.denoiser.caption_dropout,
+        timestep_shift=config.denoiser.timestep_shift,
         state_path=folder / "denoiser.pt",
         metrics_path=folder / "denoiser.jsonl",
     )
@@ -151,6 +190,18 @@ def draw_stills(
         images, captions = zip(*(world.draw_captioned_still(rng) for _ in range(batch_size)), strict=True)
         stills = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
         return stills.float() / 127.5 - 1, list(captions)
+
+    return draw
+
+
+def draw_captions(seed: int, stream: int, batch_size: int) -> Callable[[int], tuple[list[str], Tensor]]:
+    """A function of the step: (captions of training scenes, [b]; the class of each attribute, [b, attributes])."""
+
+    def draw(step: int) -> tuple[list[str], Tensor]:
+        rng = np.random.default_rng((seed, stream, step))
+        scenes = [world.draw_training_words(rng) for _ in range(batch_size)]
+        classes = [[words.index(getattr(scene, name)) for name, words in ATTRIBUTES.items()] for scene in scenes]
+        return [scene.caption(int(rng.integers(len(world.CAPTION_FORMS)))) for scene in scenes], torch.tensor(classes)
 
     return draw
 

@@ -200,12 +200,11 @@ def render(scene: Scene, trajectory: Trajectory, num_frames: int) -> Frames:
 def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
     """Render one still of a scene, [64, 64, 3].
 
-    A moving scene's still is taken from the second half of its clip, as a photograph titled "a star moving left" shows
-    a star that has already moved: so the words for motion are visible in stills, if weakly.
+    A moving scene's still is one of the last three frames of its clip, as a photograph titled "a star moving left"
+    shows a star that has already moved: so the words for motion leave a trace in what a text-to-image model learns.
     """
-    num_frames = 8
-    trajectory = draw_trajectory(scene, rng, num_frames)
-    t = int(rng.integers(num_frames // 2, num_frames))
+    trajectory = draw_trajectory(scene, rng, FULL_RATE_FRAMES)
+    t = int(rng.integers(FULL_RATE_FRAMES - 3, FULL_RATE_FRAMES))
     moved = replace(
         trajectory,
         x_px=trajectory.x_px + t * trajectory.dx_px,
@@ -216,11 +215,17 @@ def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
     return render(scene, moved, 1)[0]
 
 
-def draw_captioned_still(rng: np.random.Generator) -> tuple[Frames, str]:
-    """Draw a training scene; returns one still of it, [64, 64, 3], and its caption, half of them without motion."""
+def draw_training_words(rng: np.random.Generator) -> Scene:
+    """Draw a training scene for a text-to-image model; about one in seven has no motion in its caption."""
     scene = draw_scene(rng)
-    if rng.random() < 0.5 and scene.motion != "spinning":
+    if rng.random() < 1 / 6 and scene.motion != "spinning":
         scene = replace(scene, motion=None)
+    return scene
+
+
+def draw_captioned_still(rng: np.random.Generator) -> tuple[Frames, str]:
+    """Draw a scene as by `draw_training_words`; returns one still of it, [64, 64, 3], and its caption."""
+    scene = draw_training_words(rng)
     return render_still(scene, rng), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 

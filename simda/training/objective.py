@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from simda.errors import ConfigError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+Level = TypeVar("Level", float, Tensor)
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]."""
@@ -60,6 +62,14 @@ class Draws:
     noise: Float[Tensor, "b c f h w"]
     timesteps: Int[Tensor, " b"]
     drops_caption: Tensor
+
+
+def shift_timesteps(level: Level, shift: float) -> Level:
+    """Move places in the noise schedule, 0 (clean) to 1 (noise), towards the noise; a shift of 1 leaves them.
+
+    Source: Esser et al., arXiv 2403.03206, eq. 23, where the shift makes up for the resolution.
+    """
+    return shift * level / (1 + (shift - 1) * level)
 
 
 class DenoisingObjective:
@@ -108,9 +118,7 @@ class DenoisingObjective:
             level, drop = rng.random(2)
             if self.stratify_over:
                 level = (place % self.stratify_over + level) / self.stratify_over
-            # Esser et al., arXiv 2403.03206, eq. 23, there for resolutions.
-            level = self.timestep_shift * level / (1 + (self.timestep_shift - 1) * level)
-            timesteps.append(int(level * num_timesteps))
+            timesteps.append(int(shift_timesteps(level, self.timestep_shift) * num_timesteps))
             drops.append(bool(drop < self.caption_dropout))
             noise.append(torch.from_numpy(rng.standard_normal(tuple(clip_shape), dtype=np.float32)))
         return Draws(torch.stack(noise), torch.tensor(timesteps), torch.tensor(drops))

@@ -58,6 +58,12 @@ def test_timesteps_cover_the_schedule_uniformly():
     assert 0.45 < draws.drops_caption.float().mean() < 0.55
 
 
+def test_a_shift_of_three_gives_half_of_the_clips_to_the_noisiest_quarter():
+    draws = make_objective(timestep_shift=3.0).draw(0, range(4000), (1, 1, 1, 1))
+    assert 0.47 < (draws.timesteps >= 750).float().mean() < 0.53
+    assert draws.timesteps.max() <= 999
+
+
 def test_stratified_timesteps_put_one_in_each_part_of_the_schedule():
     draws = make_objective(stratify_over=8).draw(5, range(8), (1, 1, 1, 1))
     assert [int(timestep) // 125 for timestep in draws.timesteps] == list(range(8))
