@@ -24,14 +24,15 @@ ANGLES_PER_PERIOD = 16
 # A small template has the soft corners of small and blurred sprites.
 TEMPLATE_RADII_PX = (6.0, 12.0)
 
-# Rates per frame of x (px), y (px), size (share of its mean) and angle (rad) below which the sprite stands still:
-# half of the slowest motion in the world. What moves must be at least DOMINANCE times as fast as all else.
+# Rates per frame of x (px), y (px), size (share of its mean) and angle (rad) below which the sprite stands still.
+# What moves must be at least DOMINANCE times as fast as all else, in these units.
 UNIT_RATES = np.array([0.6, 0.6, 0.012, np.deg2rad(4.0)])
 DOMINANCE = 2.0
 MAX_SPIN_RAD_PER_FRAME = np.deg2rad(28.0)
 
-# How far x, y and size may stray from straight tracks (root mean square); the one that changes, as a share of its
-# whole change. Frames that were drawn one by one, or shuffled, stray further.
+# How far x, y and size may stray from straight tracks (root mean square): this much in any case, and beside a motion as
+# much as STRAY_SHARE of its whole change, all in UNIT_RATES. Of the track that moves, a straight line then explains at
+# least four fifths of the variance. Frames that were drawn one by one, or shuffled, stray further.
 STRAY = np.array([1.5, 1.5, 0.06])
 STRAY_SHARE = 0.16
 MIN_SPIN_COHERENCE = 0.8
@@ -102,7 +103,9 @@ def measure_motion(sprites: Sprites, shape: str, likeness: Floats) -> tuple[str 
     moves = abs(rates[first]) >= 1
     allowed = STRAY.copy()
     if moves and first < len(slopes):
-        allowed[first] = STRAY_SHARE * abs(slopes[first]) * np.ptp(sprites.times)
+        share = STRAY_SHARE * abs(rates[first]) * np.ptp(sprites.times) * UNIT_RATES[:-1]
+        allowed = np.maximum(STRAY, share)
+        allowed[first] = share[first]
     on_track = (np.abs(residuals) <= 2 * allowed).all(axis=1)
     is_steady = (np.sqrt((residuals**2).mean(axis=0)) <= allowed).all()
     is_clear = not moves or abs(rates[first]) >= DOMINANCE * abs(rates[second])
