@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -178,8 +179,11 @@ def config_of(pipeline: Any, name: str, config: str, words: list[str]) -> Any:
 
 
 def test_the_plan_for_the_laptop_is_the_demo(pipeline):
-    recipe = subprocess.run(["make", "--dry-run", "demo"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    lines = [line.split() for line in recipe.splitlines() if " pipelines/" in line]
+    # `make test OUT=...` would hand its own words down.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", "demo", "OUT=out/demo"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
+    lines = [line.split() for line in made.stdout.splitlines() if " pipelines/" in line]
     demo = [config_of(pipeline, Path(line[1]).stem, line[3], line[4:]) for line in lines]
     run = pipeline("run")
     plan = load_config(run.RunConfig, str(ROOT / "pipelines/configs/run_sprites.yaml"), [])
