@@ -8,11 +8,13 @@ OUT ?= out/demo
 CONFIG ?=
 ARGS ?=
 JOB_ADDRESS ?= http://127.0.0.1:8265
+CLUSTER ?= aws
+CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 
-COMMANDS := make_sprites pretrain cache_latents train generate evaluate
+COMMANDS := make_sprites pretrain cache_latents train generate evaluate run
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean submit $(COMMANDS)
+.PHONY: help install demo test check format clean submit cluster-up cluster-down cluster-status dashboard $(COMMANDS)
 
 help:  ## list the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +43,19 @@ $(COMMANDS): install
 
 submit: install  ## run a pipeline as a job on a cluster: JOB=train CONFIG=... ARGS="..." JOB_ADDRESS=http://...
 	$(VENV)/bin/ray job submit --address $(JOB_ADDRESS) --working-dir . -- python pipelines/$(JOB).py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+cluster-up: install $(CLUSTER_FILE)  ## start or update a cluster: CLUSTER=aws|gcp|on_premises (or CLUSTER_FILE=mine.yaml)
+	@if grep -nE '^[^#]*YOUR_' $(CLUSTER_FILE); then echo "error: replace these values in $(CLUSTER_FILE); its first lines say by what" >&2; exit 2; fi
+	$(VENV)/bin/ray up --yes $(CLUSTER_FILE)
+
+cluster-down: install $(CLUSTER_FILE)  ## end the cluster and all of its machines
+	$(VENV)/bin/ray down --yes $(CLUSTER_FILE)
+
+cluster-status: install $(CLUSTER_FILE)  ## machines, resources and waiting work of the cluster
+	$(VENV)/bin/ray exec $(CLUSTER_FILE) 'ray status'
+
+dashboard: install $(CLUSTER_FILE)  ## the cluster's dashboard and job port at http://127.0.0.1:8265, through ssh, until Ctrl-C
+	$(VENV)/bin/ray dashboard $(CLUSTER_FILE)
 
 test: install  ## the tests (ARGS="tests/unit -k name" for some of them)
 	$(RUN) -m pytest $(ARGS)

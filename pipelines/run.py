@@ -1,0 +1,203 @@
+#!/usr/bin/env python
+"""A plan in, the outputs of all its steps out: a chain of commands as one job.
+
+    plan -> settings of all steps checked -> step 1 -> step 2 -> ... -> the last step, or the first one that fails
+
+A step is a command of this folder with its configuration. Whether its work is done already is for the command to tell,
+as it alone knows what decides its output: a step that is finished says so and ends at once, a step that was stopped
+goes on. So a chain that was stopped or failed is run again with the same line. A step that fails ends the chain with
+its own exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from simda.config import CONFIG_RULES
+from simda.data.store import OutputStore
+from simda.errors import ConfigError
+from simda.runtime import run_command
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Step:
+    """One command of the plan."""
+
+    pipeline: str
+    """Name of the command: a file beside this one, without `.py`."""
+    config: str | None = None
+    """Its YAML file, as after `--config`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Its `key=value` words, as a mapping; they override the file."""
+
+    @field_validator("pipeline")
+    @classmethod
+    def _is_a_command(cls, name: str) -> str:
+        known = sorted({path.stem for path in FOLDER.glob("*.py")} - {Path(__file__).stem})
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError("no such command; " + (f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"))
+        return name
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class RunConfig:
+    """Settings of `run`."""
+
+    steps: list[Step] = Field(min_length=1)
+    """What to run, in this order: a list of `{pipeline: NAME, config: FILE, settings: {KEY: VALUE}}`."""
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Run the steps one after the other."""
+    check_settings(config)
+    done: list[dict[str, Any]] = []
+    for number, step in enumerate(config.steps, start=1):
+        announce(config, number, shlex.join(command_of(step)))
+        started = time.monotonic()
+        code, summary = run_step(step)
+        done.append({"pipeline": step.pipeline, "exit_code": code, "seconds": round(time.monotonic() - started, 1)})
+        done[-1] |= {"summary": summary}
+        if code:
+            stop(config, code, done)
+    return {"num_steps": len(config.steps), "num_done": len(done), "steps": done}
+
+
+def dry_run(config: RunConfig) -> dict[str, Any]:
+    """Dry-run every step; the inputs of a step can be checked once the steps before it have written them."""
+    outputs = check_settings(config)
+    checked: list[dict[str, Any]] = []
+    unfinished: list[str] = []
+    for number, (step, output) in enumerate(zip(config.steps, outputs, strict=True), start=1):
+        announce(config, number, shlex.join([*command_of(step), "--dry-run"]))
+        found = ask(step, "--dry-run")
+        entry: dict[str, Any] = {"pipeline": step.pipeline, "checked": not found.returncode}
+        if not found.returncode:
+            entry |= {"finished": is_finished(output), "summary": last_json(found.stdout)}
+        elif unfinished:
+            entry |= {"waits_for": list(unfinished), "reason": reason_of(found.stderr)}
+            print(f"not checked before {', '.join(unfinished)} ran: {reason_of(found.stderr)}", file=sys.stderr)
+        else:
+            print(found.stderr, end="", file=sys.stderr)
+            stop(config, found.returncode, [*checked, entry | {"exit_code": found.returncode}])
+        checked.append(entry)
+        if not is_finished(output):
+            unfinished.append(step.pipeline)
+    return {"num_steps": len(config.steps), "num_checked": sum(e["checked"] for e in checked), "steps": checked}
+
+
+def check_settings(config: RunConfig) -> list[str]:
+    """The outputs of all steps; a typo in the last one should not show after hours of the first.
+
+    Raises:
+        ConfigError: settings that their command refuses, all steps together.
+    """
+    outputs, faults = [], []
+    for number, step in enumerate(config.steps, start=1):
+        shown = ask(step, "--print-config")
+        if shown.returncode:
+            faults.append(f"step {number} ({step.pipeline}): {reason_of(shown.stderr)}")
+        else:
+            outputs.append(yaml.safe_load(shown.stdout)["output"])
+    if faults:
+        raise ConfigError(f"{len(faults)} step(s) of the plan cannot run:\n" + "\n".join(faults))
+    return outputs
+
+
+def command_of(step: Step) -> list[str]:
+    """The step as one would type it."""
+    config = ["--config", step.config] if step.config is not None else []
+    return [sys.executable, str(FOLDER / f"{step.pipeline}.py"), *config, *words_of(step.settings)]
+
+
+def words_of(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Settings as `dotted.key=value` words."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from words_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+
+
+def ask(step: Step, flag: str) -> subprocess.CompletedProcess[str]:
+    """What the step's command prints with a flag that does no work."""
+    return subprocess.run([*command_of(step), flag], capture_output=True, encoding="utf-8", check=False)
+
+
+def run_step(step: Step) -> tuple[int, Any]:
+    """Run the step in a process of its own, and pass on what it prints as it prints it.
+
+    Returns:
+        Its exit code (128 + N after signal N, as in shells), and its summary, None if it printed none.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command_of(step), stdout=subprocess.PIPE, env=environment, encoding="utf-8") as process:
+        # A terminal's Ctrl-C reaches the step by itself; what `kill` sends to this process does not.
+        before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+        last = ""
+        try:
+            assert process.stdout is not None
+            for last in process.stdout:
+                print(last, end="", flush=True)
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return code if code >= 0 else 128 - code, last_json(last)
+
+
+def stop(config: RunConfig, code: int, steps: list[dict[str, Any]]) -> NoReturn:
+    """End the chain at the step that was last, with its exit code and with a summary all the same."""
+    print(
+        f"error: step {len(steps)}/{len(config.steps)} ({steps[-1]['pipeline']}) ended with exit code {code}, for the "
+        "reason above; the steps after it were not run. Run the same command again to go on from there.",
+        file=sys.stderr,
+    )
+    num_done = len(steps) - 1
+    print(json.dumps({"num_steps": len(config.steps), "num_done": num_done, "exit_code": code, "steps": steps}))
+    raise SystemExit(code)
+
+
+def announce(config: RunConfig, number: int, command: str) -> None:
+    """Say which step begins, by the line that would run it alone."""
+    print(f"step {number}/{len(config.steps)}: {command}", file=sys.stderr, flush=True)
+
+
+def is_finished(output: str) -> bool:
+    """Whether the directory is a finished output, of whichever settings."""
+    return OutputStore(output).read_manifest() is not None
+
+
+def last_json(text: str) -> Any:
+    """The last line as JSON, or None."""
+    try:
+        return json.loads(text.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return None
+
+
+def reason_of(stderr: str) -> str:
+    """What a command said when it refused, without the word `error`."""
+    return f"\n{stderr.strip()}".rpartition("\nerror: ")[2]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(RunConfig, run, dry_run))
