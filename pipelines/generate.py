@@ -55,6 +55,8 @@ class Sampling:
     """Weight of the prompt; 1 or less goes without guidance, in half the time."""
     negative_prompt: str = ""
     """What the videos shall not show."""
+    noise_correlation: float = Field(default=0.0, ge=0, le=1)
+    """Share of the initial noise that all frames have in common; more keeps the frames of a clip together."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -190,7 +192,7 @@ def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
 
 def group_rows(rows: list[Row], batch_size: int) -> list[list[Row]]:
     """Batches of rows that go through the model together: same shape, steps and guidance."""
-    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale")
+    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale", "noise_correlation")
 
     def key(row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)

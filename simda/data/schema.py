@@ -106,6 +106,7 @@ GENERATED = TableKind(
         seed=pa.int64(),
         num_inference_steps=_COUNT,
         guidance_scale=_REAL,
+        noise_correlation=_REAL,
         scheduler=_TEXT,
         settings_=_TEXT,  # JSON: whatever else decided the video
         source_video_uri_=_TEXT,  # of an edit or an upscale

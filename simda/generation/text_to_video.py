@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +99,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
+        noise_correlation: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: OutputType = "np",
@@ -114,6 +116,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
+            noise_correlation: share of the initial noise's variance, 0..1, that all frames of a clip have in common. At
+                0, as in training, each frame has its own; at 1 all frames start alike, and what moves is the adapters'
+                doing. Source: the mixed noise of Ge et al., arXiv 2305.10474, section 4.1.
             generator: one per prompt, or one for all, on the CPU.
             latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
@@ -127,6 +132,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         height, width = side if height is None else height, side if width is None else width
         negatives = self._negatives(negative_prompt, len(prompts))
         self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
+        self._check_noise(noise_correlation, latents)
         shape = self._latents_shape(len(prompts), num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
@@ -135,7 +141,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         texts = [*negatives, *prompts] if guided else prompts
         prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        latents = self._initial_latents(latents, shape, generator)
+        latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
         for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             doubled = torch.cat([latents, latents]) if guided else latents
@@ -180,6 +186,12 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ConfigError(f"output_type={output_type!r}; known are np, pt, pil, latent")
 
+    def _check_noise(self, noise_correlation: float, latents: Tensor | None) -> None:
+        if not 0 <= noise_correlation <= 1:
+            raise ConfigError(f"noise_correlation={noise_correlation}; it is a share, from 0 to 1")
+        if noise_correlation and latents is not None:
+            raise ConfigError(f"noise_correlation={noise_correlation} has no effect on latents that are given")
+
     def _latents_shape(
         self, num_prompts: int, num_frames: int, height: int, width: int, latents: Tensor | None
     ) -> tuple[int, ...]:
@@ -194,11 +206,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self,
         latents: Tensor | None,
         shape: tuple[int, ...],
+        noise_correlation: float,
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
+        generators = list(generator) if isinstance(generator, Sequence) else generator
+        draw = partial(randn_tensor, generator=generators, device=torch.device("cpu"), dtype=torch.float32)
         if latents is None:
-            generators = list(generator) if isinstance(generator, Sequence) else generator
-            latents = randn_tensor(shape, generator=generators, device=torch.device("cpu"), dtype=torch.float32)
+            latents = draw(shape)
+            if noise_correlation:
+                common = draw((*shape[:2], 1, *shape[3:]))
+                latents = noise_correlation**0.5 * common + (1 - noise_correlation) ** 0.5 * latents
         return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
 
     def _step_settings(

@@ -29,7 +29,7 @@ class GenerateVideos:
     A group that fails is done again row by row, so that one bad row costs only itself.
 
     Reads: rows, the group: prompt_id, prompt, negative_prompt, seed, num_frames, height_px, width_px, fps,
-        num_inference_steps, guidance_scale, attempt of each.
+        num_inference_steps, guidance_scale, noise_correlation, attempt of each.
     Writes: per row, prompt_id and error_type ("" when the video is written).
     """
 
@@ -81,6 +81,7 @@ class GenerateVideos:
             width=first["width_px"],
             num_inference_steps=first["num_inference_steps"],
             guidance_scale=first["guidance_scale"],
+            noise_correlation=first["noise_correlation"],
             negative_prompt=[row["negative_prompt"] or "" for row in rows],
             generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
         ).frames
@@ -90,7 +91,8 @@ class GenerateVideos:
     def _write(self, row: Row, clip: NDArray[np.float32], seconds: float) -> Row:
         record = {
             **{name: row[name] for name in ("prompt_id", "prompt", "negative_prompt", "seed", "num_frames", "fps")},
-            **{name: row[name] for name in ("num_inference_steps", "guidance_scale", "height_px", "width_px")},
+            **{name: row[name] for name in ("num_inference_steps", "guidance_scale", "noise_correlation")},
+            **{name: row[name] for name in ("height_px", "width_px")},
             **self.identities,
             "scheduler": type(self.pipeline.scheduler).__name__,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -103,6 +104,29 @@ def test_prompt_seed_guidance_negative_prompt_and_eta_decide_the_clip(loaded):
     )
     for other in changed:
         assert (other - first).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_frames_start_with_the_asked_share_of_noise_in_common(pipeline, share):
+    starts = []
+
+    def keep(*told):
+        starts.append(told[-1]["latents"])
+
+    # Of a network that predicts nothing, the first step only scales the noise.
+    pipeline.unet.forward = lambda sample, *args, **kwargs: SimpleNamespace(sample=torch.zeros_like(sample))
+    try:
+        settings = {**SETTINGS, "num_frames": 2, "height": 64, "width": 64, "guidance_scale": 1.0}
+        pipeline(
+            PROMPTS[:2], **settings, noise_correlation=share, generator=generators(0, 1), callback_on_step_end=keep
+        )
+    finally:
+        del pipeline.unet.forward
+    first, second = starts[0].unbind(dim=2)
+    correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+    assert float(correlation) == pytest.approx(share, abs=0.03)
+    assert float(first.std() / second.std()) == pytest.approx(1, abs=0.03)
+    assert not torch.allclose(first[0], first[1])
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.0])
@@ -207,6 +231,11 @@ def test_an_adapter_of_another_base_is_refused(base_model, make_unet, tmp_path):
         ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts for 2 prompts"),
         ({"generator": generators(0)}, "1 generators for 2 prompts"),
         ({"output_type": "mp4"}, "output_type='mp4'"),
+        ({"noise_correlation": 1.5}, "noise_correlation=1.5; it is a share, from 0 to 1"),
+        (
+            {"noise_correlation": 0.5, "latents": torch.zeros(2, 4, 3, 8, 8)},
+            "noise_correlation=0.5 has no effect on latents that are given",
+        ),
         (
             {"latents": torch.zeros(2, 4, 5, 8, 8)},
             r"latents of shape \(2, 4, 5, 8, 8\); these settings need \(2, 4, 3,",
