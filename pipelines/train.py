@@ -107,6 +107,8 @@ class TrainConfig:
     """Share of captions replaced by the null prompt, which guidance needs."""
     timestep_shift: float = Field(default=1.0, gt=0)
     """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally, as the base was."""
+    noise_correlation: float = Field(default=0.0, ge=0, le=1)
+    """Share of the noise that all frames of a clip have in common; generate with about as much. The paper's is 0."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
@@ -227,6 +229,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         seed=config.seed,
         caption_dropout=config.caption_dropout,
         timestep_shift=config.timestep_shift,
+        noise_correlation=config.noise_correlation,
         stratified_timesteps=config.stratified_timesteps,
         optimisation={
             "learning_rate": config.optimizer.lr,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.errors import ConfigError
@@ -81,6 +82,8 @@ class DenoisingObjective:
         seed: decides all draws, together with the step and the place in the batch.
         caption_dropout: share of captions dropped, so that guidance has a trained null prompt.
         timestep_shift: above 1 draws noisier timesteps, where what all frames share (layout and motion) is decided.
+        noise_correlation: share of the noise's variance, 0..1, that all frames of a clip have in common; 0 is the
+            paper's. Source: the mixed noise of Ge et al., arXiv 2305.10474, section 4.1.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
 
@@ -96,6 +99,7 @@ class DenoisingObjective:
         seed: int,
         caption_dropout: float = 0.1,
         timestep_shift: float = 1.0,
+        noise_correlation: float = 0.0,
         stratify_over: int | None = None,
     ) -> None:
         # Whatever sampler the base ships with, noise is added by the schedule that they all share.
@@ -108,6 +112,7 @@ class DenoisingObjective:
         self.null_prompt_embeds = null_prompt_embeds
         self.seed, self.caption_dropout = seed, caption_dropout
         self.timestep_shift, self.stratify_over = timestep_shift, stratify_over
+        self.noise_correlation = noise_correlation
 
     def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
         """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
@@ -120,13 +125,22 @@ class DenoisingObjective:
                 level = (place % self.stratify_over + level) / self.stratify_over
             timesteps.append(int(shift_timesteps(level, self.timestep_shift) * num_timesteps))
             drops.append(bool(drop < self.caption_dropout))
-            noise.append(torch.from_numpy(rng.standard_normal(tuple(clip_shape), dtype=np.float32)))
+            noise.append(torch.from_numpy(self._draw_noise(rng, clip_shape)))
         return Draws(torch.stack(noise), torch.tensor(timesteps), torch.tensor(drops))
+
+    def _draw_noise(self, rng: np.random.Generator, clip_shape: Sequence[int]) -> NDArray[np.float32]:
+        noise = rng.standard_normal(tuple(clip_shape), dtype=np.float32)
+        if not self.noise_correlation:
+            return noise
+        channels, _, height, width = clip_shape
+        common = rng.standard_normal((channels, 1, height, width), dtype=np.float32)
+        return self.noise_correlation**0.5 * common + (1 - self.noise_correlation) ** 0.5 * noise
 
     def loss_per_clip(self, denoiser: Denoiser, batch: ClipBatch, step: int) -> Float[Tensor, " b"]:
         """Mean squared error of each clip's prediction, [b]; differentiable.
 
-        The noise is independent for every frame and the timestep is one for the whole clip.
+        The noise is independent for every frame, but for what `noise_correlation` makes common, and the timestep is one
+        for the whole clip.
 
         Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 14; Salimans and Ho, "Progressive
         Distillation", appendix D, for v.

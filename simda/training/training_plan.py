@@ -41,6 +41,7 @@ class TrainingPlan:
         seed: decides everything that is drawn.
         caption_dropout: share of captions replaced by the null prompt.
         timestep_shift: above 1 trains more on noisy timesteps.
+        noise_correlation: share of the noise that the frames of a clip have in common.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
         optimisation: `AdapterTrainer`'s arguments for optimiser, schedule and moving average.
         precision: "fp32" or "bf16".
@@ -62,6 +63,7 @@ class TrainingPlan:
     seed: int
     caption_dropout: float
     timestep_shift: float
+    noise_correlation: float
     stratified_timesteps: bool
     optimisation: dict[str, Any]
     precision: Precision
@@ -98,6 +100,7 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         seed=plan.seed,
         caption_dropout=plan.caption_dropout,
         timestep_shift=plan.timestep_shift,
+        noise_correlation=plan.noise_correlation,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
     )
     return AdapterTrainer(

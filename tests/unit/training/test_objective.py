@@ -49,6 +49,16 @@ def test_draws_differ_between_places_steps_seeds_and_frames():
     assert not any(torch.equal(base, other) for other in others)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_frames_have_the_asked_share_of_noise_in_common(share):
+    noise = make_objective(noise_correlation=share).draw(7, [0, 1], (4, 2, 64, 64)).noise
+    one, other = noise.unbind(dim=2)
+    correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+    assert float(correlation) == pytest.approx(share, abs=0.03)
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert not torch.equal(noise[0], noise[1])
+
+
 def test_timesteps_cover_the_schedule_uniformly():
     draws = make_objective().draw(0, range(4000), (1, 1, 1, 1))
     counts = np.histogram(draws.timesteps, bins=4, range=(0, 1000))[0]
