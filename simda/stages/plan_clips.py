@@ -1,47 +1,127 @@
-"""Stage: a video becomes the rows of its clips, or a row with the reason why it has none."""
+"""Stage: a video becomes the rows of its clips, and rows with the reason of what gave none."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
-from simda.data.clip_plan import Clip, ClipRule, VideoSource, plan_clips
+from simda.data.clip_filter import ClipFilter, Rejection
+from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, plan_clips, spread
+from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import derived_id
-from simda.data.video_io import probe
+from simda.data.video_index import VideoInfo
+from simda.data.video_io import probe, probe_with_hash
 from simda.errors import VideoError
 from simda.stages.failures import attempt_row
 
 STAGE = "plan_video"
+NO_CAPTION = "no_caption"
 
 Row = dict[str, Any]
 
 
-def plan_video(row: Row, rule: Row, preprocessing_key: str) -> list[Row]:
+def video_row(source: VideoSource, spans: Sequence[Span]) -> Row:
+    """A row for `plan_video` to read; the id of a span changes with the file and with its captions."""
+    return {**asdict(source), "spans": json.dumps([asdict(span) for span in spans])}
+
+
+def span_ids(row: Row) -> list[str]:
+    """The ids under which the spans of a `video_row` are filtered."""
+    version = (row["uri"], row["size_bytes"], row["version"])
+    return [derived_id("span", *version, span) for span in json.loads(row["spans"])]
+
+
+def filtered_spans(row: Row, reason: Rejection) -> list[Row]:
+    """What `plan_video` would write of a `video_row` all of whose spans are filtered."""
+    return [
+        _nothing(span_id, row["uri"], span) | reason._asdict()
+        for span_id, span in zip(span_ids(row), _spans_of(row), strict=True)
+    ]
+
+
+def plan_video(
+    row: Row, rule: Row, preprocessing_key: str, clip_filter: Row | None = None, video_timeout_s: float = 60.0
+) -> list[Row]:
     """Lay out the clips of a video.
 
-    Reads: uri, size_bytes, version, captions, attempt.
-    Writes: per clip the columns of `data.clip_plan.Clip`, attempt, and empty `error_type` and `message`; a video
-        without clips is one row with its uri as `clip_id` and these two filled.
+    Reads: uri, size_bytes, version, spans, attempt.
+    Writes: per clip the columns of `data.clip_plan.Clip`, attempt, content_hash (where duplicates are filtered), and
+        empty `error_type`, `filter` and `message`; a span that is filtered is one row with its id as `clip_id`, and
+        `filter` and `message` filled; a video that fails is one row with its uri as `clip_id`, and `error_type` and
+        `message` filled.
     """
-    source = VideoSource(row["uri"], row["size_bytes"], row["version"])
-    clips, failure = attempt_row(
-        source.uri,
+    planned, failure = attempt_row(
+        row["uri"],
         STAGE,
         row["attempt"],
-        lambda: _clips_of(source, list(row["captions"]), ClipRule(**rule), preprocessing_key),
+        lambda: _plan(row, ClipRule(**rule), preprocessing_key, ClipFilter(**clip_filter or {}), video_timeout_s),
     )
     if failure:
-        nothing = asdict(Clip(source.uri, source.uri, 0.0, 0.0, 0.0, 0, ""))
-        return [{**nothing, **{name: failure[name] for name in ("error_type", "message", "attempt")}}]
-    return [{**asdict(clip), "error_type": "", "message": "", "attempt": 1} for clip in clips or []]
+        nothing = _nothing(row["uri"], row["uri"], Span(()))
+        return [nothing | {name: failure[name] for name in ("error_type", "message", "attempt")}]
+    return planned or []
 
 
-def _clips_of(source: VideoSource, captions: list[str], rule: ClipRule, preprocessing_key: str) -> list[Clip]:
-    info = probe(source.uri)
-    if not captions:
-        raise VideoError(f"{source.uri} has no caption; add a line to the captions file, or a .txt file beside it")
-    # With the captions in the key, a clip whose caption was edited is another row, not the old one kept in silence.
-    clips, reason = plan_clips(source, info, rule, captions, derived_id(preprocessing_key, captions))
-    if reason:
-        raise VideoError(f"{source.uri}: {reason}")
-    return clips
+def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, timeout_s: float) -> list[Row]:
+    source = VideoSource(row["uri"], row["size_bytes"], row["version"])
+    all_spans = _spans_of(row)
+    if not any(span.captions for span in all_spans):
+        raise VideoError(f"{source.uri} has no caption; add one to the list, the captions file or a .txt beside it")
+    clips: dict[str, Clip] = {}
+    rejected: list[Row] = []
+    spans = []
+    for span_id, span in zip(span_ids(row), all_spans, strict=True):
+        kept, rejection = _passing_captions(span, clip_filter)
+        if rejection:
+            rejected.append(_nothing(span_id, source.uri, span) | rejection._asdict())
+        else:
+            spans.append((span_id, kept))
+    if not spans:
+        return rejected
+    info, content_hash = _probe(source.uri, clip_filter.duplicates, timeout_s)
+    for span_id, span in spans:
+        planned: list[Clip] = []
+        rejection = clip_filter.check_video(info)
+        if not rejection:
+            # With the captions in the key, a clip whose caption was edited is another row, not the old one kept in
+            # silence.
+            planned, rejection = plan_clips(source, info, rule, span, derived_id(key, list(span.captions)))
+        if rejection:
+            rejected.append(_nothing(span_id, source.uri, span) | rejection._asdict())
+        clips |= {clip.clip_id: clip for clip in planned}
+    chosen = spread(list(clips.values()), rule.max_clips_per_video)
+    blank = {"attempt": 1, "error_type": "", "filter": "", "message": "", "content_hash": content_hash}
+    return [*({**asdict(clip), **blank} for clip in chosen), *rejected]
+
+
+def _passing_captions(span: Span, clip_filter: ClipFilter) -> tuple[Span, Rejection | None]:
+    """The span with the captions that pass; it is rejected when none does."""
+    checked = [(caption, clip_filter.check_caption(caption)) for caption in span.captions]
+    kept = replace(span, captions=tuple(caption for caption, rejection in checked if rejection is None))
+    if kept.captions:
+        return kept, None
+    return kept, checked[0][1] if checked else Rejection(NO_CAPTION, "other spans of the video have one")
+
+
+def _probe(uri: str, with_hash: bool, timeout_s: float) -> tuple[VideoInfo, str]:
+    decoder = _decoder(timeout_s)
+    return decoder.call(probe_with_hash, uri) if with_hash else (decoder.call(probe, uri), "")
+
+
+@lru_cache(maxsize=1)
+def _decoder(timeout_s: float) -> DecoderProcess:
+    """One for all the videos that a worker plans."""
+    return DecoderProcess(timeout_s)
+
+
+def _spans_of(row: Row) -> list[Span]:
+    return [Span(tuple(span.pop("captions")), **span) for span in json.loads(row["spans"])]
+
+
+def _nothing(row_id: str, uri: str, span: Span) -> Row:
+    end_s = float("inf") if span.end_s is None else span.end_s
+    nothing = asdict(Clip(row_id, uri, span.start_s, end_s, 0.0, 0, ""))
+    return {**nothing, "attempt": 1, "error_type": "", "filter": "", "message": "", "content_hash": ""}
