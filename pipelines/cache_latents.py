@@ -29,7 +29,7 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_yaml
 from simda.data.captions import match_captions
-from simda.data.clip_filter import DUPLICATE, ClipFilter, Rejection, find_duplicates
+from simda.data.clip_filter import ClipFilter
 from simda.data.clip_plan import Clip, Span, VideoSource, list_videos
 from simda.data.schema import (
     FAILURES,
@@ -50,7 +50,7 @@ from simda.runtime import library_versions, ray_session, run_command, with_progr
 from simda.stages.encode_captions import EncodeCaptions
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
-from simda.stages.plan_clips import filtered_spans, plan_video, span_ids, video_row
+from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -104,7 +104,8 @@ class Filters:
     caption_pattern: str | None = None
     """Regular expression that must be found in a caption; `^(?!.*WORD)` keeps those without WORD."""
     static_below: float | None = Field(default=None, gt=0)
-    """Mean change of brightness (0 to 255) of a clip's pixels from frame to frame; stills have below 1."""
+    """Mean change of brightness (0 to 255) of a clip's pixels from frame to frame: stills have below 0.1,
+    slow scenes 0.3."""
     black_below: float | None = Field(default=None, gt=0)
     """Brightness (0 to 255) under which 98 % of a frame's pixels make it black; 32 is usual."""
     flat_below: float | None = Field(default=None, gt=0)
@@ -172,7 +173,7 @@ def run(config: CacheLatentsConfig) -> Row:
     skipped = set() if config.retry_failed else set(failed)
     if config.retry_failed:
         store.clear_failures()
-    record_failures(store, strays)
+    record_failures(store, [stray for stray in strays if stray["id"] not in skipped])
 
     with ray_session():
         # 1. one row per video -> one row per clip
@@ -332,19 +333,6 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         rows = mark_duplicates(rows, videos, store.ids(LATENTS, "video_uri"))
     record_filtered(store, [row for row in rows if row["filter"]])
     return pa.Table.from_pylist([row for row in rows if not (is_failure(row) or row["filter"])], schema=PLAN)
-
-
-def mark_duplicates(rows: list[Row], videos: list[Row], cached: set[str]) -> list[Row]:
-    """The rows of a plan, with the clips of a video that is there twice replaced by its filtered spans."""
-    hashes = {row["video_uri"]: row["content_hash"] for row in rows if row["content_hash"]}
-    kept = find_duplicates(hashes, cached)
-    left_out = [
-        row
-        for video in videos
-        if video["uri"] in kept
-        for row in filtered_spans(video, Rejection(DUPLICATE, f"holds the same bytes as {kept[video['uri']]}"))
-    ]
-    return [row for row in rows if row["video_uri"] not in kept] + left_out
 
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
-from simda.data.clip_filter import ClipFilter, Rejection
+from simda.data.clip_filter import DUPLICATE, ClipFilter, Rejection, find_duplicates
 from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, plan_clips, spread
 from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import derived_id
@@ -34,14 +34,6 @@ def span_ids(row: Row) -> list[str]:
     return [derived_id("span", *version, span) for span in json.loads(row["spans"])]
 
 
-def filtered_spans(row: Row, reason: Rejection) -> list[Row]:
-    """What `plan_video` would write of a `video_row` all of whose spans are filtered."""
-    return [
-        _nothing(span_id, row["uri"], span) | reason._asdict()
-        for span_id, span in zip(span_ids(row), _spans_of(row), strict=True)
-    ]
-
-
 def plan_video(
     row: Row, rule: Row, preprocessing_key: str, clip_filter: Row | None = None, video_timeout_s: float = 60.0
 ) -> list[Row]:
@@ -63,6 +55,26 @@ def plan_video(
         nothing = _nothing(row["uri"], row["uri"], Span(()))
         return [nothing | {name: failure[name] for name in ("error_type", "message", "attempt")}]
     return planned or []
+
+
+def mark_duplicates(rows: Sequence[Row], videos: Sequence[Row], cached: Set[str]) -> list[Row]:
+    """The rows of a plan, with filtered spans instead of the clips of videos that are there twice.
+
+    Args:
+        rows: as `plan_video` wrote them, of all videos.
+        videos: what `plan_video` read.
+        cached: uris of which clips are in the table already.
+    """
+    hashes = {row["video_uri"]: row["content_hash"] for row in rows if row["content_hash"]}
+    kept = find_duplicates(hashes, cached)
+    left_out = [
+        _nothing(span_id, video["uri"], span)
+        | Rejection(DUPLICATE, f"holds the same bytes as {kept[video['uri']]}")._asdict()
+        for video in videos
+        if video["uri"] in kept
+        for span_id, span in zip(span_ids(video), _spans_of(video), strict=True)
+    ]
+    return [row for row in rows if row["video_uri"] not in kept] + left_out
 
 
 def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, timeout_s: float) -> list[Row]:

@@ -10,7 +10,7 @@ import pytest
 from simda.data.clip_plan import Span, find_video
 from simda.data.schema import derived_id
 from simda.data.video_io import write_video
-from simda.stages.plan_clips import filtered_spans, plan_video, span_ids, video_row
+from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
 
 RULE = {"num_frames": 4, "fps": 8}
 
@@ -110,13 +110,18 @@ def test_equal_files_have_equal_hashes(video: str, tmp_path: Path) -> None:
     assert all(len(found) == 1 for found in hashes)
 
 
-def test_a_video_is_filtered_as_a_whole(video: str) -> None:
-    from simda.data.clip_filter import Rejection
-
-    row = row_of(video, Span(("x",), 0.0, 1.0), Span(("y",), 1.0))
-    left_out = filtered_spans(row, Rejection("duplicates", "of b"))
-    assert [r["clip_id"] for r in left_out] == span_ids(row)
-    assert [(r["start_s"], r["end_s"], r["filter"]) for r in left_out] == [
-        (0.0, 1.0, "duplicates"),
-        (1.0, float("inf"), "duplicates"),
+def test_of_equal_files_one_is_planned_and_all_spans_of_the_other_are_filtered(video: str, tmp_path: Path) -> None:
+    copy = tmp_path / "b.mp4"
+    copy.write_bytes(Path(video).read_bytes())
+    videos = [row_of(video), row_of(str(copy), Span(("x",), 0.0, 1.0), Span(("y",), 1.0))]
+    planned = [row for of_video in videos for row in plan(of_video, duplicates=True)]
+    first = sorted((video, str(copy)))[0]
+    marked = mark_duplicates(planned, videos, {video})
+    assert {row["video_uri"] for row in marked if not row["filter"]} == {video}
+    assert [(r["clip_id"], r["start_s"], r["end_s"]) for r in marked if r["filter"]] == [
+        (span_ids(videos[1])[0], 0.0, 1.0),
+        (span_ids(videos[1])[1], 1.0, float("inf")),
     ]
+    assert marked[-1]["message"] == f"holds the same bytes as {video}"
+    marked = mark_duplicates(planned, videos, set())
+    assert {row["video_uri"] for row in marked if not row["filter"]} == {first}
