@@ -166,7 +166,8 @@ def _read_records(uri: str, layout: TableLayout) -> tuple[tuple[str, ...], Itera
     records = _read_json_lines(uri) if suffix in (".jsonl", ".ndjson") else _read_json(uri, layout)
     if not records:
         raise InputError(f"{uri} has no records; write one for each video")
-    return tuple(records[0][1]), iter(records)
+    # A record may leave a column out; that the first one does says nothing of the others.
+    return tuple(dict.fromkeys(name for _, record in records for name in record)), iter(records)
 
 
 def _read_parquet(uri: str, layout: TableLayout) -> tuple[tuple[str, ...], Iterator[tuple[str, dict[str, Any]]]]:
@@ -179,8 +180,18 @@ def _read_parquet(uri: str, layout: TableLayout) -> tuple[tuple[str, ...], Itera
         raise InputError(f"{uri} is not a Parquet file: {str(error).splitlines()[0]}") from None
     columns = tuple(file.schema_arrow.names)
     wanted = [name for name in {*layout.columns, "caption"} if name in columns]
-    rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
-    return columns, ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return columns, _parquet_rows(uri, file, wanted)
+
+
+def _parquet_rows(uri: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri} is damaged after row {number}: {str(error).splitlines()[0]}; copy it again") from None
 
 
 def _read_json_lines(uri: str) -> list[tuple[str, dict[str, Any]]]:

@@ -12,7 +12,6 @@ from simda.data.clip_filter import DUPLICATE, ClipFilter, Rejection, find_duplic
 from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, plan_clips, spread
 from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import derived_id
-from simda.data.video_index import VideoInfo
 from simda.data.video_io import probe, probe_with_hash
 from simda.errors import VideoError
 from simda.stages.failures import attempt_row
@@ -45,11 +44,13 @@ def plan_video(
         `filter` and `message` filled; a video that fails is one row with its uri as `clip_id`, and `error_type` and
         `message` filled.
     """
+    # Not a row's fault if it does not start.
+    decoder = _decoder(video_timeout_s)
     planned, failure = attempt_row(
         row["uri"],
         STAGE,
         row["attempt"],
-        lambda: _plan(row, ClipRule(**rule), preprocessing_key, ClipFilter(**clip_filter or {}), video_timeout_s),
+        lambda: _plan(row, ClipRule(**rule), preprocessing_key, ClipFilter(**clip_filter or {}), decoder),
     )
     if failure:
         nothing = _nothing(row["uri"], row["uri"], Span(()))
@@ -77,7 +78,7 @@ def mark_duplicates(rows: Sequence[Row], videos: Sequence[Row], cached: Set[str]
     return [row for row in rows if row["video_uri"] not in kept] + left_out
 
 
-def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, timeout_s: float) -> list[Row]:
+def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, decoder: DecoderProcess) -> list[Row]:
     source = VideoSource(row["uri"], row["size_bytes"], row["version"])
     all_spans = _spans_of(row)
     if not any(span.captions for span in all_spans):
@@ -93,7 +94,9 @@ def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, timeout_s
             spans.append((span_id, kept))
     if not spans:
         return rejected
-    info, content_hash = _probe(source.uri, clip_filter.duplicates, timeout_s)
+    info, content_hash = (
+        decoder.call(probe_with_hash, source.uri) if clip_filter.duplicates else (decoder.call(probe, source.uri), "")
+    )
     for span_id, span in spans:
         planned: list[Clip] = []
         rejection = clip_filter.check_video(info)
@@ -116,11 +119,6 @@ def _passing_captions(span: Span, clip_filter: ClipFilter) -> tuple[Span, Reject
     if kept.captions:
         return kept, None
     return kept, checked[0][1] if checked else Rejection(NO_CAPTION, "other spans of the video have one")
-
-
-def _probe(uri: str, with_hash: bool, timeout_s: float) -> tuple[VideoInfo, str]:
-    decoder = _decoder(timeout_s)
-    return decoder.call(probe_with_hash, uri) if with_hash else (decoder.call(probe, uri), "")
 
 
 @lru_cache(maxsize=1)

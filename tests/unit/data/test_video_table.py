@@ -123,6 +123,21 @@ def test_the_column_caption_is_read_unasked(folder: Path) -> None:
     assert table.spans == {f"{folder}/a.mp4": (Span(("x",)),)}
 
 
+def test_a_first_record_without_a_caption_hides_no_column(folder: Path) -> None:
+    table = read_video_table(write(folder / "list.jsonl", [{"video": "a.mp4"}, {"video": "b.mp4", "caption": "x"}]),
+                             table_layout())  # fmt: skip
+    assert captions(table, folder) == {"a.mp4": [(0.0, None)], "b.mp4": [("x", 0.0, None)]}
+
+
+def test_a_damaged_parquet_file_is_told(folder: Path) -> None:
+    path = write(folder / "list.parquet", [{"video": "a.mp4", "caption": "x"}] * 100)
+    data = bytearray(Path(path).read_bytes())
+    data[4:60] = b"\xff" * 56
+    Path(path).write_bytes(data)
+    with pytest.raises(InputError, match=r"list\.parquet is damaged after row 0: .*copy it again"):
+        read_video_table(path, table_layout())
+
+
 def test_rows_that_name_no_video_are_told_and_the_rest_goes_on(folder: Path) -> None:
     rows = [
         {"videoID": "a", "timestamp": [[0, 1]], "caption": ["x"]},
