@@ -1,18 +1,22 @@
 #!/usr/bin/env python
 """Videos and captions in, a latents table out.
 
-    list videos -> match captions -> plan clips, one row each -> leave out what is written
-    -> decode, encode and write (actor pool) -> embed each distinct caption once (actor pool)
+    list videos -> match captions -> plan clips, one row each -> leave out what is written or filtered
+    -> embed each distinct caption once (actor pool) -> decode, encode and write (actor pool)
 
-A video or clip that cannot be used is a row of the failures table. Stopped at any point, the same command goes on with
+A video or clip that cannot be used is a row of the failures table, one that a filter leaves out is a row of the
+filtered table. Stopped at any point, the same command goes on with
 what is missing; with more videos in the same place it does only the new ones.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -25,17 +29,28 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_yaml
 from simda.data.captions import match_captions
-from simda.data.clip_plan import Clip, list_videos
-from simda.data.schema import FAILURES, LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS, build_table, caption_id, derived_id
+from simda.data.clip_filter import ClipFilter
+from simda.data.clip_plan import Clip, Span, VideoSource, list_videos
+from simda.data.schema import (
+    FAILURES,
+    FILTERED,
+    LATENTS,
+    NULL_PROMPT,
+    TEXT_EMBEDDINGS,
+    build_table,
+    caption_id,
+    derived_id,
+)
 from simda.data.store import OutputStore
-from simda.errors import InputError
+from simda.data.video_table import TABLE_SUFFIXES, is_video_table, read_video_table, table_layout
+from simda.errors import ConfigError, InputError
 from simda.models.autoencoder import check_frame_size, describe_autoencoder
 from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
-from simda.stages.plan_clips import plan_video
+from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -55,18 +70,68 @@ class Clips:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class Table:
+    """How a list of videos is read, where `videos` is one: .csv, .tsv, .jsonl, .json or .parquet."""
+
+    preset: Literal["webvid", "msrvtt", "panda70m", "openvid"] | None = None
+    """The layout of a well-known dataset: which columns make a video's path, which hold captions and spans."""
+    video_column: str | None = None
+    """Column with a video's path; by default the preset's, or `video`."""
+    caption_column: str | None = None
+    """Column with a video's caption or captions; by default the preset's, or `caption` if there is one."""
+    root: Uri | None = None
+    """Directory that relative paths start from; by default the list's own."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Filters:
+    """Which videos and clips are left out; none that is not set. Each leaves its reasons in the filtered table."""
+
+    min_duration_s: float | None = Field(default=None, ge=0)
+    """Of the video, seconds."""
+    max_duration_s: float | None = Field(default=None, gt=0)
+    """Of the video, seconds."""
+    min_side_px: int | None = Field(default=None, ge=1)
+    """Of the video's shorter side as shown, pixels: below the clips' size, videos are scaled up."""
+    min_fps: float | None = Field(default=None, ge=0)
+    """Of the video's mean frame rate."""
+    max_fps: float | None = Field(default=None, gt=0)
+    """Of the video's mean frame rate."""
+    min_caption_words: int | None = Field(default=None, ge=1)
+    """Words of a caption; a video with several captions keeps those that pass."""
+    max_caption_words: int | None = Field(default=None, ge=1)
+    """Words of a caption; text encoders cut long ones off without a word."""
+    caption_pattern: str | None = None
+    """Regular expression that must be found in a caption; `^(?!.*WORD)` keeps those without WORD."""
+    static_below: float | None = Field(default=None, gt=0)
+    """Mean change of brightness (0 to 255) of a clip's pixels from frame to frame: stills have below 0.1,
+    slow scenes 0.3."""
+    black_below: float | None = Field(default=None, gt=0)
+    """Brightness (0 to 255) under which 98 % of a frame's pixels make it black; 32 is usual."""
+    flat_below: float | None = Field(default=None, gt=0)
+    """Standard deviation of brightness (0 to 255) within a frame under which it is flat; 5 is usual."""
+    max_blank_frames: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a clip's frames that may be black or flat."""
+    duplicates: bool = False
+    """Leave out videos whose files hold the same bytes as another one's; reads every file once more."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class CacheLatentsConfig:
     """Settings of `cache_latents`."""
 
     videos: Uri
-    """A directory, a pattern such as "videos/**/*.mp4", a CSV with a column `video`, or one file; local or s3://."""
+    """A directory, a pattern such as "videos/**/*.mp4", a list (see `table`), or one file; local or s3://."""
     output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     captions: Uri | None = None
-    """CSV with the columns `video` and `caption`; by default a .txt file beside each video."""
+    """CSV with the columns `video` and `caption`; by default the captions of the list of videos, if it has some, or
+    else a .txt file beside each video."""
+    table: Table = Table()
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
     clips: Clips = Clips()
+    filters: Filters = Filters()
     height_px: int = Field(default=256, ge=1)
     """Height of the frames; videos are scaled to cover it and cut in the middle."""
     width_px: int = Field(default=256, ge=1)
@@ -75,6 +140,8 @@ class CacheLatentsConfig:
     """Precision of the cached latents."""
     clips_per_shard: int = Field(default=32, ge=1)
     """Clips that a worker decodes, encodes and writes at once: the most that a crash of it can cost."""
+    video_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that it may take to look through a video, or to decode one of its clips; with s3://, to copy it too."""
     workers: Workers = Workers()
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
@@ -103,19 +170,19 @@ def run(config: CacheLatentsConfig) -> Row:
     store.claim({"command": "cache_latents", **provenance}, config_to_yaml(config))
     provenance["libraries"] = library_versions()
     failed = {row["id"]: row["attempt"] for row in store.failures(LATENTS).to_pylist()}
-    skipped = [] if config.retry_failed else list(failed)
+    skipped = set() if config.retry_failed else set(failed)
     if config.retry_failed:
         store.clear_failures()
-    record_failures(store, strays)
+    record_failures(store, [stray for stray in strays if stray["id"] not in skipped])
 
     with ray_session():
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
-        clips = plan_clips(config, videos, provenance, store)
+        clips = plan_clips(config, without_filtered(store, videos), provenance, store)
         captions = store.without_written(TEXT_EMBEDDINGS, distinct_captions(clips))
-        # 2. one row per clip -> one row per clip that is neither written nor failed
-        clips = store.without_written(LATENTS, clips)
-        clips = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(skipped, pa.string()))))
+        # 2. one row per clip -> one row per clip that is neither written nor filtered nor failed
+        clips = store.without_written(FILTERED, store.without_written(LATENTS, clips), "clip_id")
+        clips = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(list(skipped), pa.string()))))
         if len(clips) or len(captions):
             store.invalidate_manifest()
         # 3. one row per caption -> one row per caption, in the text-embeddings table
@@ -125,7 +192,10 @@ def run(config: CacheLatentsConfig) -> Row:
             pass
 
     if not store.num_rows(LATENTS):
-        raise InputError(f"not one clip of {config.videos} could be cached; see {store.uri_of('failures')}")
+        raise InputError(
+            f"not one clip of {config.videos} could be cached: {len(store.failures(LATENTS))} failed, see "
+            f"{store.uri_of('failures')}; {store.num_rows(FILTERED)} filtered, see {store.uri_of('filtered')}"
+        )
     summary = summarise(store, config.max_failure_rate)
     store.write_manifest(summary)
     seconds = time.monotonic() - started
@@ -144,8 +214,8 @@ def dry_run(config: CacheLatentsConfig) -> Row:
     values = config.clips.num_frames * provenance["vae"]["values_per_frame"]
     return {
         "num_videos": len(videos),
-        "num_videos_without_caption": sum(not video["captions"] for video in videos),
-        "num_captions_without_video": len(strays),
+        "num_videos_without_caption": sum(not any(s["captions"] for s in json.loads(v["spans"])) for v in videos),
+        "num_rows_without_video": len(strays),
         "bytes_per_clip": values * (4 if config.dtype == "float32" else 2),
         "stages": ["plan_video", "EncodeCaptions", "EncodeClips"],
         "workers": asdict(config.workers),
@@ -174,38 +244,84 @@ def describe_models(config: CacheLatentsConfig) -> Row:
             "dtype": config.dtype,
             **asdict(config.clips),
         },
+        # Left away where nothing is filtered: tables from before there were filters stay what they are.
+        **({"filters": filters} if (filters := set_filters(config)) else {}),
     }
 
 
-def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
-    """Rows of all videos with their captions, and failures for captions that name no video.
+def set_filters(config: CacheLatentsConfig) -> Row:
+    """The filters that are not at their defaults.
 
     Raises:
-        InputError: no videos, or none of them has a caption.
+        ConfigError: they contradict each other or the clips.
     """
-    sources = list_videos(config.videos)
-    match = match_captions(sources, config.captions)
-    if not match.captions:
-        where = config.captions or "text files beside the videos"
+    ClipFilter(**asdict(config.filters))
+    if config.filters.static_below is not None and config.clips.num_frames == 1:
+        raise ConfigError("filters.static_below: clips of one frame never move; leave it out, or set clips.num_frames")
+    return {name: value for name, value in asdict(config.filters).items() if value != getattr(Filters(), name)}
+
+
+def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
+    """Rows of all videos with their captions, and failures for what names no video.
+
+    Raises:
+        InputError: no videos, or none of them has a caption; a list or a captions file that cannot be read.
+        ConfigError: settings of `table` that have no effect.
+    """
+    sources, spans, strays = list_sources(config)
+    if spans is None:
+        match = match_captions(sources, config.captions)
+        spans = {uri: (Span(captions),) for uri, captions in match.captions.items()}
+        absent = f"{config.captions}: no such video in {config.videos}"
+        strays += [failure_row(name, "match_captions", "InputError", absent) for name in match.absent_videos]
+    if not any(span.captions for of_video in spans.values() for span in of_video):
+        where = config.captions or "text files beside the videos, nor in a list"
         raise InputError(
             f"none of the {len(sources)} videos in {config.videos} has a caption in {where}"
-            + (f"; it names {', '.join(match.absent_videos[:3])}" if match.absent_videos else "")
+            + (f"; it names {', '.join(stray['id'] for stray in strays[:3])}" if strays else "")
         )
-    videos = [{**asdict(source), "captions": list(match.captions.get(source.uri, ()))} for source in sources]
-    absent = [
-        failure_row(name, "match_captions", "InputError", f"{config.captions}: no such video in {config.videos}")
-        for name in match.absent_videos
-    ]
-    return videos, absent
+    return [video_row(source, spans.get(source.uri, (Span(()),))) for source in sources], strays
+
+
+def list_sources(
+    config: CacheLatentsConfig,
+) -> tuple[Sequence[VideoSource], dict[str, tuple[Span, ...]] | None, list[Row]]:
+    """All videos, their spans with captions if `videos` is a list that has them, and failures for bad rows of it."""
+    if not is_video_table(config.videos):
+        if config.table != Table():
+            raise ConfigError(
+                f"table is set, but videos={config.videos} is no list; lists end in {', '.join(TABLE_SUFFIXES)}"
+            )
+        return list_videos(config.videos), None, []
+    layout = config.table
+    if config.captions and (layout.preset or layout.caption_column):
+        raise ConfigError("captions and table both say where captions are; leave out captions, or the table's column")
+    table = read_video_table(
+        config.videos, table_layout(layout.preset, layout.video_column, layout.caption_column), layout.root
+    )
+    strays = [failure_row(where, "list_videos", "InputError", message) for where, message in table.faults]
+    return table.videos, None if config.captions else table.spans, strays
+
+
+def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:
+    """The videos of which a span is not filtered yet."""
+    filtered = store.ids(FILTERED)
+    return [row for row in videos if not filtered.issuperset(span_ids(row))] if filtered else videos
 
 
 def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore) -> pa.Table:
-    """The rows of all clips; videos that give none go to the failures table."""
+    """The rows of all clips; what gives none goes to the failures table or to the filtered table."""
     if not videos:
         return PLAN.empty_table()
-    key = derived_id(provenance["vae"]["identity"], provenance["preprocessing"])
     planned = ray.data.from_items(videos, override_num_blocks=min(len(videos), 64)).flat_map(
-        plan_video, fn_kwargs={"rule": asdict(config.clips), "preprocessing_key": key}, num_cpus=0.5
+        plan_video,
+        fn_kwargs={
+            "rule": asdict(config.clips),
+            "preprocessing_key": derived_id(provenance["vae"]["identity"], provenance["preprocessing"]),
+            "clip_filter": asdict(config.filters),
+            "video_timeout_s": config.video_timeout_s,
+        },
+        num_cpus=0.5,
     )
     rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure))
     unusable = [row for row in rows if is_failure(row)]
@@ -213,13 +329,17 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         store,
         [failure_row(r["clip_id"], PLAN_STAGE, r["error_type"], r["message"], r["attempt"]) for r in unusable],
     )
-    return pa.Table.from_pylist([row for row in rows if not is_failure(row)], schema=PLAN)
+    if config.filters.duplicates:
+        rows = mark_duplicates(rows, videos, store.ids(LATENTS, "video_uri"))
+    record_filtered(store, [row for row in rows if row["filter"]])
+    return pa.Table.from_pylist([row for row in rows if not (is_failure(row) or row["filter"])], schema=PLAN)
 
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
     """Write the rows of the latents table; yields which are written and which have failed."""
     frames = {"height_px": config.height_px, "width_px": config.width_px, "dtype": config.dtype}
-    return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames)
+    reading = {"clip_filter": asdict(config.filters), "video_timeout_s": config.video_timeout_s}
+    return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames, **reading)
 
 
 def distinct_captions(clips: pa.Table) -> pa.Table:
@@ -266,22 +386,43 @@ def record_failures(store: OutputStore, failures: list[Row]) -> None:
         store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
 
 
+def record_filtered(store: OutputStore, rows: list[Row]) -> None:
+    """Write what is new of a plan's filtered spans to the filtered table."""
+    known = store.ids(FILTERED) if rows else set()
+    new = [
+        {
+            "id": row["clip_id"],
+            **{name: row[name] for name in ("video_uri", "start_s", "filter", "message")},
+            "end_s": row["end_s"] if math.isfinite(row["end_s"]) else None,
+            "stage": PLAN_STAGE,
+        }
+        for row in rows
+        if row["clip_id"] not in known
+    ]
+    if new:
+        store.write_shard(FILTERED, build_table(FILTERED, new, {}))
+
+
 def is_failure(row: Row) -> bool:
     """Whether a row of a stage's output says that it failed."""
     return bool(row["error_type"])
 
 
 def summarise(store: OutputStore, max_failure_rate: float) -> Row:
-    """Counts over the whole output, not only over what this run added."""
+    """Counts over the whole output, not only over what this run added; rows that are filtered do not count as rows."""
     num_done, num_failed = store.num_rows(LATENTS), len(store.failures(LATENTS))
+    filtered = Counter(store.read_table(FILTERED, ["filter"])["filter"].to_pylist())
     return {
         "num_rows": num_done + num_failed,
         "num_done": num_done,
         "num_failed": num_failed,
+        "num_filtered": filtered.total(),
+        "filtered_by": dict(sorted(filtered.items())),
         "num_captions": store.num_rows(TEXT_EMBEDDINGS),
         "max_failure_rate": max_failure_rate,
         "latents": store.uri,
         "failures": store.uri_of("failures"),
+        "filtered": store.uri_of("filtered"),
     }
 
 

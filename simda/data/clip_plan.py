@@ -1,7 +1,8 @@
 """Which videos there are and which clips they are cut into, one row per clip, before anything is decoded.
 
 A clip's id depends on its video's identity (uri, size, version), its span and the preprocessing that follows, so a plan
-made again is the same plan, and a file that was replaced is another video. Captions are matched in `captions.py`.
+made again is the same plan, and a file that was replaced is another video. Captions are matched in `captions.py`;
+lists of videos are read in `video_table.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from pyarrow import fs
 
-from simda.data.csv_table import read_csv
+from simda.data.clip_filter import Rejection
 from simda.data.schema import derived_id
-from simda.data.uris import get_info, is_local, join_uri, open_uri
+from simda.data.uris import get_info, is_local, open_uri
 from simda.data.video_index import SAME_TIME_S, VideoInfo
 from simda.errors import ConfigError, InputError
 
@@ -26,6 +28,7 @@ SUFFIXES = frozenset({
     ".ts", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
+Item = TypeVar("Item")
 MISSING = "missing"
 """Version of a video that a list names but that is not there; to probe it fails, which makes a row of the failures."""
 
@@ -41,6 +44,20 @@ class VideoSource:
     uri: str
     size_bytes: int
     version: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a video that has captions of its own; by default all of it.
+
+    Attributes:
+        captions: may be empty; the clips of the span take them in turn.
+        start_s, end_s: from the video's first frame; None for the video's end.
+    """
+
+    captions: tuple[str, ...]
+    start_s: float = 0.0
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,35 +102,37 @@ class Clip:
 
 
 def plan_clips(
-    source: VideoSource, info: VideoInfo, rule: ClipRule, captions: Sequence[str], preprocessing_key: str
-) -> tuple[list[Clip], str | None]:
-    """Cut a video into clips.
+    source: VideoSource, info: VideoInfo, rule: ClipRule, span: Span, preprocessing_key: str
+) -> tuple[list[Clip], Rejection | None]:
+    """Cut a span of a video into clips.
 
     Args:
-        captions: of the video, at least one; clip i takes caption i modulo their number.
+        span: with at least one caption; clip i takes caption i modulo their number.
         preprocessing_key: stands for all that is done to a clip's frames afterwards (size, model and its hash).
 
     Returns:
         The clips in the order of their start, and None; or no clips and the reason why there are none.
     """
-    # The frame sampled at time t is there if the video is still running at t.
-    num_samples = int(np.ceil((info.duration_s - SAME_TIME_S) * rule.fps))
+    end_s = info.duration_s if span.end_s is None else min(span.end_s, info.duration_s)
+    # The frame sampled at time t is there if the span still lasts at t.
+    num_samples = int(np.ceil((end_s - span.start_s - SAME_TIME_S) * rule.fps))
     if num_samples < rule.num_frames:
-        return [], (
-            f"too short: {info.duration_s:.3f} s give {max(num_samples, 0)} frames at {rule.fps:g} fps, "
-            f"a clip needs {rule.num_frames}"
+        return [], Rejection(
+            "too_short",
+            f"{max(end_s - span.start_s, 0):.3f} s give {max(num_samples, 0)} frames at {rule.fps:g} fps, "
+            f"a clip needs {rule.num_frames}",
         )
     if info.fps < 0.98 * rule.fps and not rule.repeat_frames:
-        return [], (
-            f"too slow: {info.fps:g} frames per second, clips are sampled at {rule.fps:g}; lower fps, or set "
-            "repeat_frames=true to show frames more than once"
+        return [], Rejection(
+            "too_slow",
+            f"{info.fps:g} frames per second, clips are sampled at {rule.fps:g}; lower fps, or set "
+            "repeat_frames=true to show frames more than once",
         )
-    starts = np.arange(0, num_samples - rule.num_frames + 1, rule.stride_frames or rule.num_frames)
-    if rule.max_clips_per_video and len(starts) > rule.max_clips_per_video:
-        starts = starts[np.linspace(0, len(starts) - 1, rule.max_clips_per_video).round().astype(int)]
+    starts = range(0, num_samples - rule.num_frames + 1, rule.stride_frames or rule.num_frames)
     clips = []
-    for number, start in enumerate(starts.tolist()):
-        start_s, end_s = round(start / rule.fps, 6), round((start + rule.num_frames) / rule.fps, 6)
+    for number, start in enumerate(spread(starts, rule.max_clips_per_video)):
+        start_s = round(span.start_s + start / rule.fps, 6)
+        end_s = round(span.start_s + (start + rule.num_frames) / rule.fps, 6)
         clip_id = derived_id(
             "clip",
             source.uri,
@@ -124,9 +143,16 @@ def plan_clips(
             rule.num_frames,
             preprocessing_key,
         )
-        caption = captions[number % len(captions)]
+        caption = span.captions[number % len(span.captions)]
         clips.append(Clip(clip_id, source.uri, start_s, end_s, float(rule.fps), rule.num_frames, caption))
     return clips, None
+
+
+def spread(items: Sequence[Item], at_most: int | None) -> list[Item]:
+    """`at_most` of the items, evenly from the first to the last; all of them if it is None or enough."""
+    if at_most is None or len(items) <= at_most:
+        return list(items)
+    return [items[place] for place in np.linspace(0, len(items) - 1, at_most).round().astype(int).tolist()]
 
 
 def clip_times(start_s: float, fps: float, num_frames: int) -> list[float]:
@@ -138,21 +164,18 @@ def list_videos(uri: str) -> list[VideoSource]:
     """The videos that `uri` stands for, in the order of their uris.
 
     Args:
-        uri: a directory (searched to any depth), a pattern such as `videos/**/*.mp4`, a CSV with a column `video`
-            (paths relative to the CSV), or one file; local or `s3://`. Directories and patterns give files with one
-            of `SUFFIXES` only, and none that is hidden.
+        uri: a directory (searched to any depth), a pattern such as `videos/**/*.mp4`, or one file; local or `s3://`.
+            Directories and patterns give files with one of `SUFFIXES` only, and none that is hidden.
 
     Returns:
-        At least one video. What a CSV names and is not there has the version `MISSING`.
+        At least one video.
 
     Raises:
         InputError: nothing there, no videos in it, or it cannot be read.
     """
     filesystem, path = open_uri(uri)
     kind = get_info(filesystem, path, uri).type
-    if kind == fs.FileType.File and path.lower().endswith(".csv"):
-        sources = _listed_in_csv(uri)
-    elif kind == fs.FileType.File:
+    if kind == fs.FileType.File:
         sources = [_source(filesystem.get_file_info(path), is_local(uri))]
     elif kind == fs.FileType.Directory:
         sources = _found_under(filesystem, path, uri)
@@ -162,23 +185,20 @@ def list_videos(uri: str) -> list[VideoSource]:
         roots = fixed if get_info(filesystem, fixed, uri).type == fs.FileType.Directory else None
         sources = [s for s in _found_under(filesystem, roots, uri) if pattern.fullmatch(_path(s))] if roots else []
     else:
-        raise InputError(f"{uri} does not exist; give a directory, a pattern, a CSV list or a video file")
+        raise InputError(f"{uri} does not exist; give a directory, a pattern, a list or a video file")
     if not sources:
         raise InputError(f"no videos in {uri}; files are taken whose names end in {', '.join(sorted(SUFFIXES))}")
     return sorted(set(sources), key=lambda source: source.uri)
 
 
-def _listed_in_csv(uri: str) -> list[VideoSource]:
-    table = read_csv(uri, required=("video",))
-    if table.faults:
-        raise InputError(f"{uri} has {len(table.faults)} fault(s):\n  " + "\n  ".join(table.faults))
-    folder = uri.rpartition("/")[0] or ("." if is_local(uri) else "")
-    sources = []
-    for name in dict.fromkeys(row.values["video"] for row in table.rows if row.values["video"]):
-        video_uri = join_uri(folder, name)
-        filesystem, path = open_uri(video_uri)
-        sources.append(_source(get_info(filesystem, path, video_uri), is_local(video_uri)))
-    return sources
+def find_video(uri: str) -> VideoSource:
+    """The video of this name; one that is not there has the version `MISSING`.
+
+    Raises:
+        InputError: the storage cannot be reached.
+    """
+    filesystem, path = open_uri(uri)
+    return _source(get_info(filesystem, path, uri), is_local(uri))
 
 
 def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSource]:

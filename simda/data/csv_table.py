@@ -16,6 +16,7 @@ from simda.data.uris import read_text
 from simda.errors import InputError
 
 MAX_VALUE_CHARS = 10_000_000
+TAB = "\t"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ class CsvTable:
     faults: tuple[str, ...]
 
 
-def read_csv(uri: str, required: Sequence[str]) -> CsvTable:
+def read_csv(uri: str, required: Sequence[str], delimiter: str = ",") -> CsvTable:
     """Read a CSV file with a header line; blank lines are passed over.
 
     Args:
         uri: local path, `file://` or `s3://`.
         required: columns that must be there.
+        delimiter: between values; a tab for TSV.
 
     Returns:
         The table; lines with too many or too few values are in `faults`, not in `rows`.
@@ -55,7 +57,7 @@ def read_csv(uri: str, required: Sequence[str]) -> CsvTable:
         InputError: the file is missing, not UTF-8, not CSV, empty, or lacks a required column.
     """
     # Text is split by the csv module alone: it alone knows which newlines stand inside quotes.
-    records = csv.reader(io.StringIO(read_text(uri), newline=""), strict=True)
+    records = csv.reader(io.StringIO(read_text(uri), newline=""), delimiter=delimiter, strict=True)
     csv.field_size_limit(MAX_VALUE_CHARS)
     rows: list[CsvRow] = []
     faults: list[str] = []
@@ -73,14 +75,16 @@ def read_csv(uri: str, required: Sequence[str]) -> CsvTable:
             elif len(values) != len(columns):
                 faults.append(
                     f"line {start}: {len(values)} values for {len(columns)} columns; "
-                    "put values that contain a comma in double quotes"
+                    f"put values that contain a {'tab' if delimiter == TAB else 'comma'} in double quotes"
                 )
             else:
                 rows.append(CsvRow(start, dict(zip(columns, values, strict=True))))
     except csv.Error as error:
         raise InputError(f"{uri}, line {records.line_num}: not CSV: {error}") from None
     if not columns:
-        raise InputError(f"{uri} is empty; its first line must name the columns: {', '.join(required)}")
+        raise InputError(
+            f"{uri} is empty; its first line must name the columns{': ' * bool(required)}{', '.join(required)}"
+        )
     return CsvTable(uri, columns, tuple(rows), tuple(faults))
 
 

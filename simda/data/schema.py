@@ -127,6 +127,20 @@ FAILURES = TableKind(
     ("id",),
     _columns(id=_TEXT, stage=_TEXT, error_type=_TEXT, message=_TEXT, attempt=_COUNT),
 )
+FILTERED = TableKind(
+    "filtered",
+    "filtered",
+    ("id",),
+    _columns(
+        id=_TEXT,  # clip_id, or the id of a span that gave no clips
+        video_uri=_TEXT,
+        start_s=_REAL,
+        end_s_=_REAL,  # empty for the video's end
+        stage=_TEXT,
+        filter=_TEXT,  # the setting that left it out
+        message=_TEXT,
+    ),
+)
 METRICS = TableKind(
     "metrics",
     "data",
@@ -134,7 +148,7 @@ METRICS = TableKind(
     _columns(id=_TEXT, metric=_TEXT, value=_REAL, protocol=_TEXT),
 )
 
-TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, GENERATED, FAILURES, METRICS)}
+TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, GENERATED, FAILURES, FILTERED, METRICS)}
 
 
 def build_table(kind: TableKind, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:

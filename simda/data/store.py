@@ -2,6 +2,7 @@
 
     OUTPUT/data/*.parquet      the main table      OUTPUT/videos/...       files that rows point to
     OUTPUT/failures/*.parquet  rows that failed    OUTPUT/config.yaml      the resolved configuration
+    OUTPUT/filtered/*.parquet  rows left out, why
     OUTPUT/_run.json           what the run is     OUTPUT/_manifest.json   written last: complete
 
 Any number of processes may write shards at once: a shard's name is a hash of its rows' ids and its provenance, so work

@@ -7,6 +7,7 @@ file is a `VideoError` with its path and the reason. How frames are found and de
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,18 @@ def probe(uri: str) -> VideoInfo:
     """
     with _video_file(uri) as path:
         return index_video(path).info
+
+
+def probe_with_hash(uri: str) -> tuple[VideoInfo, str]:
+    """As `probe`, and a hash of the file's bytes.
+
+    Raises:
+        VideoError: as `probe`.
+    """
+    with _video_file(uri) as path:
+        info = index_video(path).info
+        with decoder_faults(path), open(path, "rb") as file:
+            return info, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_frames(

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from simda.data.clip_filter import ClipFilter, Rejection
 from simda.data.clip_plan import clip_times
-from simda.data.schema import FAILURES, LATENTS, build_table
+from simda.data.decoder_process import DecoderProcess
+from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
 from simda.data.video_io import read_frames
@@ -29,10 +31,12 @@ class EncodeClips:
     """Decode, encode and write a batch of clips as one shard; frames never leave this process.
 
     Clips are decoded in a thread while the model encodes the ones before them; a batch is small enough that all of its
-    frames may lie in memory. A clip that fails is a row of the failures table.
+    frames may lie in memory. Videos are read by a process of their own, which is killed when it hangs. A clip that
+    fails is a row of the failures table; one whose frames do not pass the filter is a row of the filtered table, and
+    the model never sees it.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
-    Writes: clip_id, error_type ("" when the clip's row is in the table).
+    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
     """
 
     def __init__(
@@ -46,16 +50,21 @@ class EncodeClips:
         device: str,
         threads: int,
         provenance: dict[str, Any],
+        clip_filter: dict[str, Any] | None = None,
+        video_timeout_s: float = 60.0,
     ) -> None:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device)
         self.store = OutputStore(output)
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
+        self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Write a batch of clips."""
         clips = to_rows(batch)
-        rows, failures = [], []
+        rows: list[Row] = []
+        filtered: list[Row] = []
+        failures: list[Row] = []
         with ThreadPoolExecutor(max_workers=1) as decoder:
             decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
             for clip in clips:
@@ -63,26 +72,35 @@ class EncodeClips:
                 row, failure = attempt_row(
                     clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
                 )
-                rows += [row] if row else []
+                kind = filtered if row and "filter" in row else rows
+                kind += [row] if row else []
                 failures += [failure] if failure else []
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
+        if filtered:
+            self.store.write_shard(FILTERED, build_table(FILTERED, filtered, {}))
         if failures:
             self.store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
         failed = {failure["id"]: failure["error_type"] for failure in failures}
+        left_out = {row["id"]: row["filter"] for row in filtered}
         return {
             "clip_id": [clip["clip_id"] for clip in clips],
             "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
+            "filter": [left_out.get(clip["clip_id"], "") for clip in clips],
         }
 
-    def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str]:
-        """A clip's frames, uint8 [frames, height, width, 3], and the decoder that gave them."""
+    def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str, Rejection | None]:
+        """A clip's frames, uint8 [frames, height, width, 3], the decoder that gave them, and why not to use them."""
         times_s = clip_times(clip["start_s"], clip["fps"], clip["num_frames"])
-        return read_frames(clip["video_uri"], times_s, self.height_px, self.width_px)
+        frames, decoder = self.reader.call(read_frames, clip["video_uri"], times_s, self.height_px, self.width_px)
+        return frames, decoder, self.clip_filter.check_frames(frames)
 
-    def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str]]) -> Row:
-        """A row of the latents table."""
-        frames, decoder = decoding.result()
+    def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:
+        """A row of the latents table, or of the filtered table."""
+        frames, decoder, rejection = decoding.result()
+        if rejection:
+            span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
+            return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
         latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
         bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
         return {

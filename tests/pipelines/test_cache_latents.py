@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from simda.data.schema import LATENTS, TEXT_EMBEDDINGS
+from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS
 from simda.data.store import OutputStore
 from simda.data.tensors import read_tensor
-from simda.data.video_io import read_all_frames
+from simda.data.video_io import read_all_frames, write_video
 from simda.models.autoencoder import encode_frames
 from simda.models.base_models import load_autoencoder
 
@@ -131,6 +135,17 @@ def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset
         ("height_px=66", "multiples of 4"),
         ("hight_px=64", "did you mean height_px?"),
         ("output={d}/videos", "not a run's"),
+        ("table.preset=webvid", "is no list; lists end in .csv"),
+        ("videos={d}/list.csv table.preset=webvid", "captions and table both say"),
+        ("videos={d}/list.csv table.preset=webvod captions=null", "table.preset=webvod: Input should be 'webvid'"),
+        ("videos={d}/list.csv table.preset=webvid captions=null", "no column 'page_dir', 'videoid', 'name'"),
+        ("videos={d}/list.csv table.root={d}/empty", "not one of the 2 videos that it names is there"),
+        ("videos={d}/list.csv table.caption_column=note captions=null", "none of the 2 videos"),
+        ("videos={d}/list.xlsx", "give one that ends in .csv"),
+        ("filters.min_fps=30 filters.max_fps=20", "min_fps=30.0 is above max_fps=20.0"),
+        ("filters.caption_pattern=a(", "is no regular expression"),
+        ("filters.static_below=1 clips.num_frames=1", "clips of one frame never move"),
+        ("filters.min_width=64", "unknown setting; did you mean filters.min_"),
     ],
 )
 def test_bad_settings_stop_it_before_it_starts(dataset, run, pipeline, change, message, request):
@@ -139,7 +154,9 @@ def test_bad_settings_stop_it_before_it_starts(dataset, run, pipeline, change, m
     (dataset / "empty").mkdir()
     (dataset / "columns.csv").write_text("video,text\nsprite-000000.mp4,x\n")
     (dataset / "others.csv").write_text("video,caption\nother.mp4,x\n")
-    code, _, err = run("cache_latents", *words(dataset, change.format(d=dataset)))
+    names = sorted(path.name for path in (dataset / "videos").iterdir())[:2]
+    (dataset / "list.csv").write_text("video,note\n" + "".join(f"videos/{name},\n" for name in names))
+    code, _, err = run("cache_latents", *words(dataset, *change.format(d=dataset).split()))
     assert (code, message in err) == (2, True), err
     assert not (dataset / "latents").exists()
 
@@ -151,6 +168,83 @@ def test_an_output_of_other_settings_is_refused(dataset, run, pipeline, request)
     code, _, err = run("cache_latents", *words(dataset))
     assert code == 2
     assert "preprocessing.height_px: 32 -> 64" in err
+
+
+@pytest.mark.ray
+def test_what_is_filtered_is_no_failure_and_is_not_looked_at_again(local_ray, dataset, run):
+    names = sorted(path.name for path in (dataset / "videos").iterdir())
+    frames = read_all_frames(f"{dataset}/videos/{names[0]}")
+    write_video(np.repeat(frames[:1], 8, axis=0), f"{dataset}/videos/still.mp4", 8)
+    write_video(frames[:2], f"{dataset}/videos/short.mp4", 8)
+    shutil.copy(dataset / "videos" / names[0], dataset / "videos" / "twice.mp4")
+    os.mkfifo(dataset / "videos" / "pipe")
+    (dataset / "videos" / "hang.mp4").write_text("ffconcat version 1.0\nfile pipe\n")
+    captions = dict.fromkeys((*names, "still.mp4", "short.mp4", "twice.mp4", "hang.mp4"), "a sprite that moves")
+    captions[names[1]] = "a sprite"
+    lines = [json.dumps({"file": name, "text": text}) for name, text in captions.items()]
+    (dataset / "list.jsonl").write_text("\n".join([*lines, json.dumps({"file": None, "text": "of nothing"})]))
+    settings = (
+        *SETTINGS,
+        f"videos={dataset}/list.jsonl",
+        "table.video_column=file",
+        "table.caption_column=text",
+        f"table.root={dataset}/videos",
+        f"output={dataset}/latents",
+        "filters.min_caption_words=3",
+        "filters.static_below=0.05",
+        "filters.duplicates=true",
+        "video_timeout_s=10",
+        "max_failure_rate=0.2",
+    )
+    code, summary, err = run("cache_latents", *settings)
+    assert code == 0, err
+    assert summary["filtered_by"] == {"duplicates": 1, "min_caption_words": 1, "static_below": 2, "too_short": 1}
+    # Five whole videos of two clips; the video that hangs, and the line without a name.
+    assert (summary["num_rows"], summary["num_done"], summary["num_failed"]) == (12, 10, 2)
+    assert (summary["num_filtered"], summary["num_new"]) == (5, 12)
+    store = OutputStore(f"{dataset}/latents")
+    assert store.read_manifest()["filtered_by"] == summary["filtered_by"]
+    assert not {f"{dataset}/videos/{name}" for name in ("twice.mp4", "still.mp4")} & store.ids(LATENTS, "video_uri")
+    failures = {row["id"]: row["message"] for row in store.failures(LATENTS).to_pylist()}
+    assert "not read within 10 s" in failures[f"{dataset}/videos/hang.mp4"]
+    assert "no value for 'file'" in failures[f"{dataset}/list.jsonl line 11"]
+    row = next(row for row in store.read_table(FILTERED).to_pylist() if row["filter"] == "duplicates")
+    assert row["message"] == f"holds the same bytes as {dataset}/videos/{names[0]}"
+
+    before = files(dataset / "latents")
+    code, again, _ = run("cache_latents", *settings)
+    assert (code, again["num_new"], again["filtered_by"]) == (0, 0, summary["filtered_by"])
+    assert files(dataset / "latents") == before
+    code, _, err = run("cache_latents", *settings, "filters.min_caption_words=2")
+    assert (code, "filters.min_caption_words: 3 -> 2" in err) == (2, True)
+
+
+def test_a_list_gives_the_clips_that_the_directory_gives(dataset, pipeline):
+    module = pipeline("cache_latents")
+    rows = list(csv.DictReader((dataset / "captions.csv").open()))
+    pq.write_table(
+        pa.table({"video": [row["video"] for row in rows], "caption": [row["caption"] for row in rows]}),
+        dataset / "videos" / "list.parquet",
+    )
+    common = {"output": f"{dataset}/latents", "base_model": "sprites"}
+    of_list = module.find_videos(module.CacheLatentsConfig(videos=f"{dataset}/videos/list.parquet", **common))
+    of_directory = module.find_videos(
+        module.CacheLatentsConfig(videos=f"{dataset}/videos", captions=f"{dataset}/captions.csv", **common)
+    )
+    assert of_list == of_directory
+    assert len(of_list[0]) == 6
+
+
+def test_without_filters_an_output_is_what_it_was_before_there_were_any(dataset, pipeline):
+    module = pipeline("cache_latents")
+    settings = {"videos": f"{dataset}/videos", "output": f"{dataset}/x", "base_model": "sprites"}
+    settings |= {"height_px": 64, "width_px": 64}
+    plain = module.describe_models(module.CacheLatentsConfig(**settings))
+    assert set(plain) == {"vae", "text_encoder", "preprocessing"}
+    filters = module.Filters(min_fps=8, max_blank_frames=0.0)
+    assert module.describe_models(module.CacheLatentsConfig(**settings, filters=filters)) == plain | {
+        "filters": {"min_fps": 8.0}
+    }
 
 
 def test_a_dry_run_counts_and_writes_nothing(dataset, run):

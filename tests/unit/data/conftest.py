@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,13 @@ def read_numbers(frames: np.ndarray) -> list[int]:
     """The numbers that `counting_frames` wrote."""
     upper = frames[:, : frames.shape[1] // 4].astype(float).mean(axis=(1, 2, 3))
     return [round(value / 8) for value in upper]
+
+
+def hanging_video(folder: Path) -> str:
+    """A video whose decoder waits for ever: a playlist of a pipe that nobody writes to."""
+    os.mkfifo(folder / "pipe")
+    (folder / "hang.mp4").write_text("ffconcat version 1.0\nfile pipe\n")
+    return str(folder / "hang.mp4")
 
 
 @pytest.fixture

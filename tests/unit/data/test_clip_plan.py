@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from simda.data.clip_plan import MISSING, Clip, ClipRule, VideoSource, clip_times, list_videos, plan_clips
+from simda.data.clip_filter import Rejection
+from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, clip_times, list_videos, plan_clips
+from simda.data.schema import derived_id
 from simda.data.video_io import probe, read_frames
-from simda.errors import ConfigError, InputError, VideoError
+from simda.errors import ConfigError, InputError
 
 from .conftest import MakeVideo, read_numbers
 
@@ -66,15 +68,6 @@ def test_one_file_even_with_pattern_signs_in_its_name(videos: Path) -> None:
     assert names(list_videos(str(odd)), videos) == ["clip[1].strange"]
 
 
-def test_a_csv_list(videos: Path) -> None:
-    (videos / "list.csv").write_text(f"caption,video\nx,b.mp4\ny,b.mp4\nz,{videos}/A.MOV\nw,gone.mp4\n")
-    sources = list_videos(str(videos / "list.csv"))
-    assert names(sources, videos) == ["A.MOV", "b.mp4", "gone.mp4"]
-    assert sources[2].version == MISSING
-    with pytest.raises(VideoError, match="does not exist"):
-        probe(sources[2].uri)
-
-
 def test_nothing_there_is_told(videos: Path) -> None:
     (videos / "empty").mkdir()
     for uri, reason in (
@@ -91,17 +84,15 @@ def test_videos_on_s3(s3_bucket: str) -> None:
 
     for name in ("a.mp4", "deep/b.mp4", "deep/c.txt", "deep/.d.mp4"):
         write_bytes(f"{s3_bucket}/set/{name}", b"xyz")
-    write_bytes(f"{s3_bucket}/set/list.csv", b"video\ndeep/b.mp4\n")
     found = [f"{s3_bucket}/set/a.mp4", f"{s3_bucket}/set/deep/b.mp4"]
     assert [source.uri for source in list_videos(f"{s3_bucket}/set")] == found
     assert [source.uri for source in list_videos(f"{s3_bucket}/set/**/*.mp4")] == found
-    assert [source.uri for source in list_videos(f"{s3_bucket}/set/list.csv")] == found[1:]
     assert list_videos(f"{s3_bucket}/set/a.mp4")[0].size_bytes == 3
 
 
 def test_clips_end_to_end(make_video: MakeVideo) -> None:
     info = probe(make_video("a.mp4", num_frames=20, fps=8))
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), ["first", "second"], "key")
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), Span(("first", "second")), "key")
     assert reason is None
     assert [replace(clip, clip_id="") for clip in clips] == [
         Clip("", "/videos/a.mp4", 0.0, 1.0, 8.0, 8, "first"),
@@ -122,7 +113,7 @@ def test_clips_end_to_end(make_video: MakeVideo) -> None:
 )
 def test_where_clips_start(make_video: MakeVideo, rule: ClipRule, starts: list[float]) -> None:
     video = make_video("a.mp4", num_frames=20, fps=8)
-    clips, _ = plan_clips(SOURCE, probe(video), rule, ["x"], "key")
+    clips, _ = plan_clips(SOURCE, probe(video), rule, Span(("x",)), "key")
     assert [clip.start_s for clip in clips] == starts
     for clip in clips:
         frames, _ = read_frames(video, clip_times(clip.start_s, clip.fps, clip.num_frames), 48, 64)
@@ -130,11 +121,23 @@ def test_where_clips_start(make_video: MakeVideo, rule: ClipRule, starts: list[f
         assert read_numbers(frames) == [first + i * round(8 / rule.fps) for i in range(rule.num_frames)]
 
 
+def test_a_span_is_cut_from_its_own_start_and_not_beyond_its_end(make_video: MakeVideo) -> None:
+    video = make_video("a.mp4", num_frames=20, fps=8)
+    span = Span(("x",), start_s=0.625, end_s=1.75)
+    clips, _ = plan_clips(SOURCE, probe(video), ClipRule(num_frames=4, fps=8), span, "key")
+    assert [(clip.start_s, clip.end_s) for clip in clips] == [(0.625, 1.125), (1.125, 1.625)]
+    frames, _ = read_frames(video, clip_times(clips[1].start_s, 8, 4), 48, 64)
+    assert read_numbers(frames) == [9, 10, 11, 12]
+    for late in (Span(("x",), 2.25, 9.0), Span(("x",), 7.0, 9.0)):
+        nothing, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=4, fps=8), late, "key")
+        assert (nothing, reason and reason.filter) == ([], "too_short")
+
+
 @pytest.mark.parametrize(("name", "fps"), [("a.mp4", 29.97), ("a.mkv", 30), ("a.mkv", 23.976), ("a.webm", 24)])
 def test_a_video_of_just_the_length_is_one_clip(make_video: MakeVideo, name: str, fps: float) -> None:
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     video = make_video(name, num_frames=16, fps=fps, codec=codec)
-    clips, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=16, fps=fps), ["x"], "key")
+    clips, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=16, fps=fps), Span(("x",)), "key")
     assert (len(clips), reason) == (1, None)
     frames, _ = read_frames(video, clip_times(0.0, fps, 16), 48, 64)
     assert read_numbers(frames) == list(range(16))
@@ -142,15 +145,16 @@ def test_a_video_of_just_the_length_is_one_clip(make_video: MakeVideo, name: str
 
 def test_videos_that_give_no_clip_have_a_reason(make_video: MakeVideo) -> None:
     info = probe(make_video("a.mp4", num_frames=8, fps=4))
-    assert plan_clips(SOURCE, info, ClipRule(num_frames=9, fps=4), ["x"], "key") == (
+    assert plan_clips(SOURCE, info, ClipRule(num_frames=9, fps=4), Span(("x",)), "key") == (
         [],
-        "too short: 2.000 s give 8 frames at 4 fps, a clip needs 9",
+        Rejection("too_short", "2.000 s give 8 frames at 4 fps, a clip needs 9"),
     )
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8), ["x"], "key")
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8), Span(("x",)), "key")
     assert clips == []
     assert reason is not None
-    assert reason.startswith("too slow: 4 frames per second, clips are sampled at 8")
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8, repeat_frames=True), ["x"], "key")
+    assert reason.filter == "too_slow"
+    assert reason.message.startswith("4 frames per second, clips are sampled at 8")
+    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8, repeat_frames=True), Span(("x",)), "key")
     assert (len(clips), reason) == (1, None)
 
 
@@ -161,7 +165,7 @@ def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_v
     def first_id(
         source: VideoSource = SOURCE, rule: ClipRule = rule, captions: tuple[str, ...] = ("x",), key: str = "k"
     ) -> str:
-        return plan_clips(source, info, rule, captions, key)[0][0].clip_id
+        return plan_clips(source, info, rule, Span(captions), key)[0][0].clip_id
 
     same = {
         first_id(),
@@ -177,9 +181,19 @@ def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_v
         first_id(rule=replace(rule, fps=4)),
         first_id(rule=replace(rule, num_frames=7)),
         first_id(key="other model"),
-        plan_clips(SOURCE, info, rule, ["x"], "k")[0][1].clip_id,
+        plan_clips(SOURCE, info, rule, Span(("x",)), "k")[0][1].clip_id,
     }
     assert len(others | same) == 8
+
+
+def test_ids_are_those_of_earlier_versions(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=16, fps=8))
+    key = derived_id("key", ["x", "y"])
+    clips, _ = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), Span(("x", "y")), key)
+    assert [clip.clip_id for clip in clips] == [
+        "7499ae85-ba4d-5e28-a4c0-7dda79a220d4",
+        "1874c234-b506-5436-831a-f9dd73a3fb76",
+    ]
 
 
 @pytest.mark.parametrize("change", [{"num_frames": 0}, {"fps": 0}, {"stride_frames": 0}, {"max_clips_per_video": -1}])

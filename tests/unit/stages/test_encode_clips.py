@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simda.data.clip_plan import Clip
+from simda.data.schema import FAILURES, FILTERED, LATENTS
+from simda.data.store import OutputStore
+from simda.data.video_io import write_video
+from simda.stages.encode_clips import EncodeClips
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> dict[str, str]:
+    """Noise that moves, noise that stands still, black frames, and no video."""
+    moving = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    still = np.repeat(moving[:1], 4, axis=0)
+    for name, frames in {"moving": moving, "still": still, "black": np.zeros_like(moving)}.items():
+        write_video(frames, str(tmp_path / f"{name}.mp4"), 8)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    return {name: str(tmp_path / f"{name}.mp4") for name in ("moving", "still", "black", "broken")}
+
+
+def encode(output: Path, videos: dict[str, str], **filters: Any) -> tuple[dict[str, list[Any]], OutputStore]:
+    stage = EncodeClips(
+        base_model="sprites",
+        output=str(output),
+        height_px=64,
+        width_px=64,
+        dtype="float16",
+        device="cpu",
+        threads=1,
+        provenance={},
+        clip_filter=filters,
+        video_timeout_s=30,
+    )
+    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
+    told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
+    stage.reader.close()
+    return told, OutputStore(str(output))
+
+
+def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_path: Path) -> None:
+    told, store = encode(tmp_path / "out", videos, static_below=1, black_below=32)
+    assert told == {
+        "clip_id": ["moving", "still", "black", "broken"],
+        "error_type": ["", "", "", "VideoError"],
+        "filter": ["", "static_below", "black_below", ""],
+    }
+    assert store.ids(LATENTS) == {"moving"}
+    assert store.ids(FAILURES) == {"broken"}
+    still, black = reversed(store.read_table(FILTERED).to_pylist())
+    assert (black["id"], black["video_uri"], black["end_s"]) == ("black", videos["black"], 0.5)
+    assert black["message"].startswith("4 of 4 frames")
+    assert (still["stage"], still["filter"]) == ("encode_clips", "static_below")
+
+
+def test_without_filters_the_table_is_the_same_with_and_without_them(videos: dict[str, str], tmp_path: Path) -> None:
+    del videos["broken"]
+    told, store = encode(tmp_path / "all", videos)
+    assert told["filter"] == ["", "", ""]
+    assert store.shard_names(FILTERED) == []
+    rows = {row["clip_id"]: row for row in store.read_table(LATENTS).to_pylist()}
+    assert set(rows) == set(videos)
+    _, filtered = encode(tmp_path / "some", videos, static_below=1)
+    assert filtered.read_table(LATENTS).to_pylist() == [rows["moving"]]
