@@ -147,7 +147,9 @@ def run_step(step: Step) -> tuple[int, Any]:
         Its exit code (128 + N after signal N, as in shells), and its summary, None if it printed none.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command_of(step), stdout=subprocess.PIPE, env=environment, encoding="utf-8") as process:
+    with subprocess.Popen(
+        command_of(step), stdout=subprocess.PIPE, env=environment, encoding="utf-8", preexec_fn=hear_interrupts
+    ) as process:
         # A terminal's Ctrl-C reaches the step by itself; what `kill` sends to this process does not.
         before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         last = ""
@@ -162,6 +164,11 @@ def run_step(step: Step) -> tuple[int, Any]:
         finally:
             signal.signal(signal.SIGTERM, before)
     return code if code >= 0 else 128 - code, last_json(last)
+
+
+def hear_interrupts() -> None:
+    """Let the step be stopped: shells make background processes deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(config: RunConfig, code: int, steps: list[dict[str, Any]]) -> NoReturn:
