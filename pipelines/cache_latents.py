@@ -5,8 +5,8 @@
     -> embed each distinct caption once (actor pool) -> decode, encode and write (actor pool)
 
 A video or clip that cannot be used is a row of the failures table, one that a filter leaves out is a row of the
-filtered table. Stopped at any point, the same command goes on with
-what is missing; with more videos in the same place it does only the new ones.
+filtered table. Stopped at any point, the same command goes on with what is missing; with more videos in the same place
+it does only the new ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -28,9 +28,8 @@ from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_yaml
-from simda.data.captions import match_captions
 from simda.data.clip_filter import ClipFilter
-from simda.data.clip_plan import Clip, Span, VideoSource, list_videos
+from simda.data.clip_plan import Clip, Span
 from simda.data.schema import (
     FAILURES,
     FILTERED,
@@ -42,7 +41,8 @@ from simda.data.schema import (
     derived_id,
 )
 from simda.data.store import OutputStore
-from simda.data.video_table import TABLE_SUFFIXES, is_video_table, read_video_table, table_layout
+from simda.data.video_inputs import find_video_inputs
+from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
 from simda.models.autoencoder import check_frame_size, describe_autoencoder
 from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
@@ -262,45 +262,12 @@ def set_filters(config: CacheLatentsConfig) -> Row:
 
 
 def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
-    """Rows of all videos with their captions, and failures for what names no video.
-
-    Raises:
-        InputError: no videos, or none of them has a caption; a list or a captions file that cannot be read.
-        ConfigError: settings of `table` that have no effect.
-    """
-    sources, spans, strays = list_sources(config)
-    if spans is None:
-        match = match_captions(sources, config.captions)
-        spans = {uri: (Span(captions),) for uri, captions in match.captions.items()}
-        absent = f"{config.captions}: no such video in {config.videos}"
-        strays += [failure_row(name, "match_captions", "InputError", absent) for name in match.absent_videos]
-    if not any(span.captions for of_video in spans.values() for span in of_video):
-        where = config.captions or "text files beside the videos, nor in a list"
-        raise InputError(
-            f"none of the {len(sources)} videos in {config.videos} has a caption in {where}"
-            + (f"; it names {', '.join(stray['id'] for stray in strays[:3])}" if strays else "")
-        )
-    return [video_row(source, spans.get(source.uri, (Span(()),))) for source in sources], strays
-
-
-def list_sources(
-    config: CacheLatentsConfig,
-) -> tuple[Sequence[VideoSource], dict[str, tuple[Span, ...]] | None, list[Row]]:
-    """All videos, their spans with captions if `videos` is a list that has them, and failures for bad rows of it."""
-    if not is_video_table(config.videos):
-        if config.table != Table():
-            raise ConfigError(
-                f"table is set, but videos={config.videos} is no list; lists end in {', '.join(TABLE_SUFFIXES)}"
-            )
-        return list_videos(config.videos), None, []
-    layout = config.table
-    if config.captions and (layout.preset or layout.caption_column):
-        raise ConfigError("captions and table both say where captions are; leave out captions, or the table's column")
-    table = read_video_table(
-        config.videos, table_layout(layout.preset, layout.video_column, layout.caption_column), layout.root
-    )
-    strays = [failure_row(where, "list_videos", "InputError", message) for where, message in table.faults]
-    return table.videos, None if config.captions else table.spans, strays
+    """Rows of all videos with their captions, and failures for what names no video; raises as `find_video_inputs`."""
+    table = config.table
+    layout = table_layout(table.preset, table.video_column, table.caption_column) if table != Table() else None
+    found = find_video_inputs(config.videos, config.captions, layout, table.root)
+    videos = [video_row(source, found.spans.get(source.uri, (Span(()),))) for source in found.sources]
+    return videos, [failure_row(stray.name, stray.stage, "InputError", stray.message) for stray in found.strays]
 
 
 def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:

@@ -192,7 +192,7 @@ def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
 
 def group_rows(rows: list[Row], batch_size: int) -> list[list[Row]]:
     """Batches of rows that go through the model together: same shape, steps and guidance."""
-    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale", "noise_correlation")
+    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale")
 
     def key(row: Row) -> tuple[Any, ...]:
         return tuple(row[name] for name in names)

@@ -16,19 +16,22 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.config import CONFIG_RULES, Uri
 from simda.runtime import run_command
 from simda.sprites import world
 from simda.training import pretraining
+
+Model = TypeVar("Model", bound=nn.Module)
 
 ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "shape": world.SHAPES,
@@ -102,55 +105,9 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-
-    torch.manual_seed(config.seed)
-    vae = pretraining.build_autoencoder().to(device)
-    draw = draw_stills(config.seed, 1, config.autoencoder.batch_size, device)
-    pretraining.pretrain_autoencoder(
-        vae,
-        lambda step: draw(step)[0],
-        num_steps=config.autoencoder.num_steps,
-        learning_rate=config.autoencoder.learning_rate,
-        kl_weight=config.autoencoder.kl_weight,
-        state_path=folder / "autoencoder.pt",
-        metrics_path=folder / "autoencoder.jsonl",
-    )
-    # Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped.
-    vae.to(torch.float16).to(torch.float32)
-
-    torch.manual_seed(config.seed + 1)
-    tokenizer = pretraining.build_tokenizer(chain(every_caption(), ascii_lowercase, digits))
-    text_encoder = pretraining.build_text_encoder(tokenizer).to(device)
-    pretraining.pretrain_text_encoder(
-        text_encoder,
-        tokenizer,
-        draw_captions(config.seed, 4, config.text_encoder.batch_size),
-        [len(words) for words in ATTRIBUTES.values()],
-        num_steps=config.text_encoder.num_steps,
-        learning_rate=config.text_encoder.learning_rate,
-        state_path=folder / "text_encoder.pt",
-        metrics_path=folder / "text_encoder.jsonl",
-    )
-    text_encoder.to(torch.float16).to(torch.float32)
-
-    torch.manual_seed(config.seed + 2)
-    unet = pretraining.build_unet().to(device)
-    noise_scheduler = pretraining.build_noise_scheduler()
-    pretraining.pretrain_denoiser(
-        unet,
-        text_encoder,
-        tokenizer,
-        vae,
-        noise_scheduler,
-        draw_stills(config.seed, 2, config.denoiser.batch_size, device),
-        num_steps=config.denoiser.num_steps,
-        learning_rate=config.denoiser.learning_rate,
-        caption_dropout=config.denoiser.caption_dropout,
-        timestep_shift=config.denoiser.timestep_shift,
-        state_path=folder / "denoiser.pt",
-        metrics_path=folder / "denoiser.jsonl",
-    )
-
+    vae = train_autoencoder(config, folder, device)
+    tokenizer, text_encoder = train_text_encoder(config, folder, device)
+    unet, noise_scheduler = train_denoiser(config, folder, vae, tokenizer, text_encoder)
     model = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -168,6 +125,72 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         "num_bytes": num_bytes,
         "psnr_db": round(psnr_on_new_stills(vae.float(), config.seed, device), 2),
     }
+
+
+def train_autoencoder(config: PretrainConfig, folder: Path, device: torch.device) -> AutoencoderKL:
+    """1. stills -> autoencoder."""
+    torch.manual_seed(config.seed)
+    vae = pretraining.build_autoencoder().to(device)
+    draw = draw_stills(config.seed, 1, config.autoencoder.batch_size, device)
+    pretraining.pretrain_autoencoder(
+        vae,
+        lambda step: draw(step)[0],
+        num_steps=config.autoencoder.num_steps,
+        learning_rate=config.autoencoder.learning_rate,
+        kl_weight=config.autoencoder.kl_weight,
+        state_path=folder / "autoencoder.pt",
+        metrics_path=folder / "autoencoder.jsonl",
+    )
+    return round_to_half(vae)
+
+
+def train_text_encoder(
+    config: PretrainConfig, folder: Path, device: torch.device
+) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """2. captions -> tokenizer and text encoder."""
+    torch.manual_seed(config.seed + 1)
+    tokenizer = pretraining.build_tokenizer(chain(every_caption(), ascii_lowercase, digits))
+    text_encoder = pretraining.build_text_encoder(tokenizer).to(device)
+    pretraining.pretrain_text_encoder(
+        text_encoder,
+        tokenizer,
+        draw_captions(config.seed, 4, config.text_encoder.batch_size),
+        [len(words) for words in ATTRIBUTES.values()],
+        num_steps=config.text_encoder.num_steps,
+        learning_rate=config.text_encoder.learning_rate,
+        state_path=folder / "text_encoder.pt",
+        metrics_path=folder / "text_encoder.jsonl",
+    )
+    return tokenizer, round_to_half(text_encoder)
+
+
+def train_denoiser(
+    config: PretrainConfig, folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
+) -> tuple[UNet2DConditionModel, DDIMScheduler]:
+    """3. stills and captions, through the two frozen models -> denoiser."""
+    torch.manual_seed(config.seed + 2)
+    unet = pretraining.build_unet().to(vae.device)
+    noise_scheduler = pretraining.build_noise_scheduler()
+    pretraining.pretrain_denoiser(
+        unet,
+        text_encoder,
+        tokenizer,
+        vae,
+        noise_scheduler,
+        draw_stills(config.seed, 2, config.denoiser.batch_size, vae.device),
+        num_steps=config.denoiser.num_steps,
+        learning_rate=config.denoiser.learning_rate,
+        caption_dropout=config.denoiser.caption_dropout,
+        timestep_shift=config.denoiser.timestep_shift,
+        state_path=folder / "denoiser.pt",
+        metrics_path=folder / "denoiser.jsonl",
+    )
+    return unet, noise_scheduler
+
+
+def round_to_half(model: Model) -> Model:
+    """Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped."""
+    return model.to(torch.float16).to(torch.float32)
 
 
 def dry_run(config: PretrainConfig) -> dict[str, Any]:

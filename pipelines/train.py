@@ -106,9 +106,9 @@ class TrainConfig:
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt, which guidance needs."""
     timestep_shift: float = Field(default=1.0, gt=0)
-    """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally, as the base was."""
+    """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
-    """Share of the noise that all frames of a clip have in common; generate with about as much. The paper's is 0."""
+    """Share of the noise that all frames of a clip have in common; the paper's is 0. `generate` has its own."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()

@@ -26,6 +26,7 @@ from simda.errors import ConfigError
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
 from simda.models.base_models import load_base_model
+from simda.models.clip_noise import draw_clip_noise
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import predict
 
@@ -116,9 +117,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
-            noise_correlation: share of the initial noise's variance, 0..1, that all frames of a clip have in common. At
-                0, as in training, each frame has its own; at 1 all frames start alike, and what moves is the adapters'
-                doing. Source: the mixed noise of Ge et al., arXiv 2305.10474, section 4.1.
+            noise_correlation: share of the initial noise, 0..1, that all frames of a clip have in common, see
+                `clip_noise.py`. At 0 (the paper's) each frame has its own; at 1 all start alike, and what moves is the
+                adapters' doing.
             generator: one per prompt, or one for all, on the CPU.
             latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
@@ -212,10 +213,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         generators = list(generator) if isinstance(generator, Sequence) else generator
         draw = partial(randn_tensor, generator=generators, device=torch.device("cpu"), dtype=torch.float32)
         if latents is None:
-            latents = draw(shape)
-            if noise_correlation:
-                common = draw((*shape[:2], 1, *shape[3:]))
-                latents = noise_correlation**0.5 * common + (1 - noise_correlation) ** 0.5 * latents
+            latents = draw_clip_noise(draw, shape, noise_correlation)
         return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
 
     def _step_settings(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.errors import ConfigError
+from simda.models.clip_noise import draw_clip_noise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -65,6 +66,10 @@ class Draws:
     drops_caption: Tensor
 
 
+def _draw_gaussians(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
 def shift_timesteps(level: Level, shift: float) -> Level:
     """Move places in the noise schedule, 0 (clean) to 1 (noise), towards the noise; a shift of 1 leaves them.
 
@@ -82,8 +87,8 @@ class DenoisingObjective:
         seed: decides all draws, together with the step and the place in the batch.
         caption_dropout: share of captions dropped, so that guidance has a trained null prompt.
         timestep_shift: above 1 draws noisier timesteps, where what all frames share (layout and motion) is decided.
-        noise_correlation: share of the noise's variance, 0..1, that all frames of a clip have in common; 0 is the
-            paper's. Source: the mixed noise of Ge et al., arXiv 2305.10474, section 4.1.
+        noise_correlation: share of the noise that all frames of a clip have in common, see `clip_noise.py`; the
+            paper's is 0.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
 
@@ -125,16 +130,8 @@ class DenoisingObjective:
                 level = (place % self.stratify_over + level) / self.stratify_over
             timesteps.append(int(shift_timesteps(level, self.timestep_shift) * num_timesteps))
             drops.append(bool(drop < self.caption_dropout))
-            noise.append(torch.from_numpy(self._draw_noise(rng, clip_shape)))
+            noise.append(draw_clip_noise(partial(_draw_gaussians, rng), clip_shape, self.noise_correlation))
         return Draws(torch.stack(noise), torch.tensor(timesteps), torch.tensor(drops))
-
-    def _draw_noise(self, rng: np.random.Generator, clip_shape: Sequence[int]) -> NDArray[np.float32]:
-        noise = rng.standard_normal(tuple(clip_shape), dtype=np.float32)
-        if not self.noise_correlation:
-            return noise
-        channels, _, height, width = clip_shape
-        common = rng.standard_normal((channels, 1, height, width), dtype=np.float32)
-        return self.noise_correlation**0.5 * common + (1 - self.noise_correlation) ** 0.5 * noise
 
     def loss_per_clip(self, denoiser: Denoiser, batch: ClipBatch, step: int) -> Float[Tensor, " b"]:
         """Mean squared error of each clip's prediction, [b]; differentiable.

@@ -88,8 +88,8 @@ def build_noise_scheduler() -> DDIMScheduler:
     """v-prediction with zero terminal SNR: plain backgrounds come out in their true brightness.
 
     The schedule ends noisier than Stable Diffusion's. A sprite covers much of a latent of 16x16 in large values, so at
-    `beta_end=0.012` its place can be told from the noise until t = 900 of 1000: layout, and in clips motion, would be
-    decided in the first two of 20 sampling steps. Here it is decided over t = 600 to 900.
+    `beta_end=0.012` its place can be told from the noise until t = 800 of 1000, and in a clip of 8 frames until 880:
+    motion would be decided in the first two or three of 20 sampling steps. Here these are about 640 and 760.
 
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv 2305.08891.
     """
