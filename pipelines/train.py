@@ -57,6 +57,8 @@ class Adapter:
     """Whether there are temporal adapters."""
     frame_positions: bool = False
     """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
+    temporal_kernel: int = Field(default=3, ge=3)
+    """Frames that a temporal adapter's convolution spans, odd; the paper's is 3, more hold a clip together sooner."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

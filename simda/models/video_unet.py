@@ -40,6 +40,7 @@ class AdapterConfig:
         ffn: whether feed-forward layers have adapters.
         temporal: whether there are temporal adapters.
         frame_positions: whether temporal adapters also see each frame's place in the clip (ours, not the paper's).
+        temporal_kernel: frames that a temporal adapter's convolution spans, odd (the paper's is 3).
 
     Raises:
         ConfigError: a value is none of these.
@@ -52,6 +53,7 @@ class AdapterConfig:
     ffn: bool = True
     temporal: bool = True
     frame_positions: bool = False
+    temporal_kernel: int = 3
 
     def __post_init__(self) -> None:
         if self.keys_values not in get_args(KeysValues):
@@ -61,6 +63,8 @@ class AdapterConfig:
                 f"spatial_reduction={self.spatial_reduction}, temporal_reduction={self.temporal_reduction}: "
                 "both start at 1"
             )
+        if self.temporal_kernel < 3 or self.temporal_kernel % 2 == 0:
+            raise ConfigError(f"temporal_kernel={self.temporal_kernel}; it is odd and at least 3")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -173,7 +177,9 @@ def _adapt_transformer(transformer: Transformer2DModel, config: AdapterConfig) -
     place = next(transformer.parameters())
     transformer.__class__ = AdaptedTransformer
     transformer.temporal_adapter = (
-        TemporalAdapter(transformer.in_channels, config.temporal_reduction, config.frame_positions).to(place.device)
+        TemporalAdapter(
+            transformer.in_channels, config.temporal_reduction, config.frame_positions, config.temporal_kernel
+        ).to(place.device)
         if config.temporal
         else None
     )

@@ -54,10 +54,11 @@ def test_fresh_temporal_adapter_is_the_identity_and_learns(generator):
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 6])
-def test_temporal_adapter_is_the_papers_three_convolutions(generator, num_frames):
-    adapter = fill(TemporalAdapter(8), generator)
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_temporal_adapter_is_the_papers_three_convolutions(generator, num_frames, kernel_size):
+    adapter = fill(TemporalAdapter(8, kernel_size=kernel_size), generator)
     down, up = nn.Conv3d(8, 4, 1), nn.Conv3d(4, 8, 1)
-    mix = nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0), groups=4)
+    mix = nn.Conv3d(4, 4, (kernel_size, 1, 1), padding=(kernel_size // 2, 0, 0), groups=4)
     down.load_state_dict({"weight": adapter.down.weight[..., None, None, None], "bias": adapter.down.bias})
     mix.load_state_dict({"weight": adapter.mix_weight[..., None, None], "bias": adapter.mix_bias})
     up.load_state_dict({"weight": adapter.up.weight[..., None, None, None], "bias": adapter.up.bias})
