@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import ConfigError
+from simda.generation.guidance import Guidance
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
 from simda.models.base_models import load_base_model
@@ -31,6 +32,8 @@ from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import predict
 
 OutputType = Literal["np", "pt", "pil", "latent"]
+MAX_ETA = 1 - 1e-6
+"""In the first step from zero terminal SNR, DDIM at 1 takes the root of 0, which rounding may put below."""
 StepCallback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -100,6 +103,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_correlation: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -117,6 +122,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
+            guidance_rescale: see `guidance.py`, as is
+            guidance_interval: shares of the steps between which there is guidance.
             noise_correlation: share of the initial noise, 0..1, that all frames of a clip have in common, see
                 `clip_noise.py`. At 0 (the paper's) each frame has its own; at 1 all start alike, and what moves is the
                 adapters' doing.
@@ -132,25 +139,29 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         side = self.unet.config.sample_size * spatial_factor(self.vae)
         height, width = side if height is None else height, side if width is None else width
         negatives = self._negatives(negative_prompt, len(prompts))
+        guidance = Guidance(guidance_scale, guidance_rescale, *guidance_interval)
         self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
         self._check_noise(noise_correlation, latents)
         shape = self._latents_shape(len(prompts), num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
-        guided = guidance_scale > 1
-        texts = [*negatives, *prompts] if guided else prompts
-        prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        guided_steps = [guidance.is_on(index, len(timesteps)) for index in range(len(timesteps))]
+        texts = [*negatives, *prompts] if any(guided_steps) else prompts
+        prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
-        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            doubled = torch.cat([latents, latents]) if guided else latents
-            model_input = self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype)
-            predicted = predict(self.unet, model_input, timestep.expand(len(texts)), prompt_embeds).float()
+        for index, timestep in enumerate(self.progress_bar(timesteps)):
+            guided = guided_steps[index]
+            model_input = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+            # Both halves in one pass; the prompts' own embeddings stand last.
+            model_input = torch.cat([model_input, model_input]) if guided else model_input
+            embeds = prompt_embeds[-len(model_input) :]
+            predicted = predict(self.unet, model_input, timestep.expand(len(model_input)), embeds).float()
             if guided:
-                without, with_text = predicted.chunk(2)
-                predicted = without + guidance_scale * (with_text - without)
+                predicted = guidance.combine(*predicted.chunk(2))
             latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
             if callback_on_step_end:
                 changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
@@ -225,7 +236,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ConfigError(
                 f"eta={eta}: {type(self.scheduler).__name__} does not know it; use DDIMScheduler or eta=0"
             )
-        settings: dict[str, Any] = {"eta": eta} if "eta" in known else {}
+        settings: dict[str, Any] = {"eta": min(eta, MAX_ETA)} if "eta" in known else {}
         if "generator" in known:
             settings["generator"] = list(generator) if isinstance(generator, Sequence) else generator
         return settings
