@@ -28,6 +28,7 @@ from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
 from simda.models.base_models import load_base_model
 from simda.models.clip_noise import draw_clip_noise
+from simda.models.text_attention import TextCache
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import predict
 
@@ -153,13 +154,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
+        # Of guided and of other steps, which read other texts.
+        text_caches: dict[bool, TextCache] = {True: {}, False: {}}
         for index, timestep in enumerate(self.progress_bar(timesteps)):
             guided = guided_steps[index]
             model_input = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
             # Both halves in one pass; the prompts' own embeddings stand last.
             model_input = torch.cat([model_input, model_input]) if guided else model_input
             embeds = prompt_embeds[-len(model_input) :]
-            predicted = predict(self.unet, model_input, timestep.expand(len(model_input)), embeds).float()
+            steps = timestep.expand(len(model_input))
+            predicted = predict(self.unet, model_input, steps, embeds, text_caches[guided]).float()
             if guided:
                 predicted = guidance.combine(*predicted.chunk(2))
             latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
