@@ -58,6 +58,8 @@ ModelName = Annotated[str, AfterValidator(absolute_model)]
 """A setting that names a base model: an embedded one, a diffusers directory or a name on the hub."""
 SchedulerName = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
+ExtraFile = Literal["lossless", "gif", "frames", "latents"]
+"""A setting that names what is written beside an mp4, see `data/video_files.py`."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

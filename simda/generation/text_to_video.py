@@ -96,7 +96,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         num_frames: int = 16,
         height: int | None = None,
         width: int | None = None,
@@ -109,6 +109,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         noise_correlation: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -130,28 +132,36 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 adapters' doing.
             generator: one per prompt, or one for all, on the CPU.
             latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
+            prompt_embeds: texts that are encoded already (see `encode_prompts`), [b, n, d], instead of `prompt`; then
+            negative_prompt_embeds: of the same shape, is needed for guidance.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a dictionary with other `latents`.
 
         Raises:
             ConfigError: an argument is out of range, or does not fit the others; before any work.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
         side = self.unet.config.sample_size * spatial_factor(self.vae)
         height, width = side if height is None else height, side if width is None else width
-        negatives = self._negatives(negative_prompt, len(prompts))
         guidance = Guidance(guidance_scale, guidance_rescale, *guidance_interval)
-        self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
+        num_clips = len(prompts) if prompt_embeds is None else len(prompt_embeds)
+        negatives = self._negatives(negative_prompt, num_clips)
+        self._check(num_clips, num_frames, height, width, num_inference_steps, generator, output_type)
+        self._check_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance)
         self._check_noise(noise_correlation, latents)
-        shape = self._latents_shape(len(prompts), num_frames, height, width, latents)
+        shape = self._latents_shape(num_clips, num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         guided_steps = [guidance.is_on(index, len(timesteps)) for index in range(len(timesteps))]
-        texts = [*negatives, *prompts] if any(guided_steps) else prompts
-        prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompts(prompts)
+            negative_prompt_embeds = self.encode_prompts(negatives) if any(guided_steps) else None
+        if negative_prompt_embeds is not None and any(guided_steps):
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+        prompt_embeds = prompt_embeds.to(device, self.unet.dtype)
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
         # Of guided and of other steps, which read other texts.
@@ -175,6 +185,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         frames = self._finish(latents, output_type)
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """What the network reads of prompts, [b, n, d]; each distinct one is encoded once, and alone.
+
+        Alone, since in a batch an embedding would depend on the batch, if only in its last bits.
+        """
+        distinct = {
+            prompt: encode_prompts(self.tokenizer, self.text_encoder, [prompt]) for prompt in dict.fromkeys(prompts)
+        }
+        return torch.cat([distinct[prompt] for prompt in prompts])
+
     def _negatives(self, negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
         if negative_prompt is None or isinstance(negative_prompt, str):
             return [negative_prompt or ""] * num_prompts
@@ -184,7 +204,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def _check(
         self,
-        prompts: list[str],
+        num_clips: int,
         num_frames: int,
         height: int,
         width: int,
@@ -193,14 +213,37 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         output_type: str,
     ) -> None:
         check_frame_size(self.vae, height, width)
-        if not prompts:
+        if not num_clips:
             raise ConfigError("no prompt; give at least one")
         if num_frames < 1 or num_inference_steps < 1:
             raise ConfigError(f"num_frames={num_frames}, num_inference_steps={num_inference_steps}: both start at 1")
-        if isinstance(generator, Sequence) and len(generator) != len(prompts):
-            raise ConfigError(f"{len(generator)} generators for {len(prompts)} prompts; give one, or one per prompt")
+        if isinstance(generator, Sequence) and len(generator) != num_clips:
+            raise ConfigError(f"{len(generator)} generators for {num_clips} prompts; give one, or one per prompt")
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ConfigError(f"output_type={output_type!r}; known are np, pt, pil, latent")
+
+    def _check_embeds(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        guidance: Guidance,
+    ) -> None:
+        if prompt_embeds is None and negative_prompt_embeds is not None:
+            raise ConfigError("negative_prompt_embeds without prompt_embeds; give both or none")
+        if prompt_embeds is None:
+            return
+        if prompt is not None or negative_prompt is not None:
+            raise ConfigError("texts and embeddings of texts were given; give either prompt or prompt_embeds")
+        if guidance.scale > 1 and (
+            negative_prompt_embeds is None or negative_prompt_embeds.shape != prompt_embeds.shape
+        ):
+            found = None if negative_prompt_embeds is None else tuple(negative_prompt_embeds.shape)
+            wanted = tuple(prompt_embeds.shape)
+            raise ConfigError(
+                f"negative_prompt_embeds of shape {found}; guidance needs that of prompt_embeds, {wanted}"
+            )
 
     def _check_noise(self, noise_correlation: float, latents: Tensor | None) -> None:
         if not 0 <= noise_correlation <= 1:
