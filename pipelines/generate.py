@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A prompt CSV and an adapter in, videos and a generated table out.
+"""A list of prompts and an adapter in, videos and a generated table out.
 
     read and check all prompts -> leave out what is written -> groups of equal shape
     -> generate, encode and write (actor pool)
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Set
 from dataclasses import asdict
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
@@ -21,15 +23,28 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, ModelName, Uri, Workers, absolute_uri, config_to_dict, config_to_yaml
+from simda.config import (
+    CONFIG_RULES,
+    ExtraFile,
+    ModelName,
+    SchedulerName,
+    Uri,
+    Workers,
+    absolute_uri,
+    config_to_dict,
+    config_to_yaml,
+)
 from simda.data.prompts import PromptRow, read_prompts
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
+from simda.errors import ConfigError
+from simda.generation.guidance import Guidance
+from simda.generation.schedulers import check_scheduler
 from simda.models.adapter_state import adapter_identity, check_adapter
-from simda.models.autoencoder import check_frame_size
-from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity, unet_identity
+from simda.models.autoencoder import Autoencoder, check_frame_size
+from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.generate_videos import GenerateVideos
+from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
 
 Row = dict[str, Any]
 
@@ -57,6 +72,17 @@ class Sampling:
     """What the videos shall not show."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the initial noise that all frames have in common; more keeps the frames of a clip together."""
+    scheduler: SchedulerName = "ddim"
+    """The sampler; `dpm++` and `unipc` need about half of the steps of `ddim` and `euler`, `lcm` needs 4 to 8 and a
+    model that was distilled for it."""
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """Noise added at each step, by `ddim` only: 0 none, 1 as DDPM."""
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    """Share by which guided predictions are scaled back to the spread of unguided ones; against overexposed videos."""
+    guidance_start: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps before which there is no guidance; each step without it takes half the time."""
+    guidance_end: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps from which on there is no guidance."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -64,7 +90,7 @@ class GenerateConfig:
     """Settings of `generate`."""
 
     prompts: Uri
-    """CSV with a column `prompt`; local or s3://."""
+    """CSV, TSV, JSONL, JSON or Parquet with a column `prompt`, or a .txt with one prompt a line; local or s3://."""
     adapter: AdapterUri
     """The `adapter` directory that `train` wrote, local or s3://; `none` for the base model alone."""
     output: Uri
@@ -73,11 +99,20 @@ class GenerateConfig:
     """The model that the adapter was trained on: `sprites`, a diffusers directory or a hub name."""
     seed: int = Field(default=0, ge=0)
     """Decides the seeds of rows that have none."""
+    num_videos_per_prompt: int = Field(default=1, ge=1)
+    """Videos of each row, with seeds of their own; more may be asked for later, those that are there stay."""
+    prompt_column: str | None = None
+    """Column of the prompts, where it is not called `prompt` (nor, as in known lists, `Prompt` or `prompt_en`)."""
     sampling: Sampling = Sampling()
     batch_size: int = Field(default=4, ge=1)
     """Videos that a worker generates at once."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the models."""
+    also_write: tuple[ExtraFile, ...] = ()
+    """Beside each mp4: `lossless` (FFV1 in Matroska), `gif`, `frames` (PNG), `latents` (safetensors);
+    a list, as [gif, frames]."""
+    sharded: bool = False
+    """Spread the files over 256 folders by their ids; for more than some ten thousand rows."""
     workers: Workers = Workers()
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
@@ -97,12 +132,14 @@ def run(config: GenerateConfig) -> Row:
     skipped = done if config.retry_failed else done | failed.keys()
     if config.retry_failed:
         store.clear_failures()
-    todo = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows if row["prompt_id"] not in skipped]
+    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
+    groups = groups_to_do(rows, config.batch_size, skipped)
+    num_todo = sum(map(len, groups))
 
-    if todo:
+    if groups:
         store.invalidate_manifest()
         with ray_session():
-            generate(config, group_rows(todo, config.batch_size), len(todo), identities)
+            generate(config, groups, num_todo, identities)
 
     num_failed = len(store.failures(GENERATED))
     summary = {
@@ -115,7 +152,7 @@ def run(config: GenerateConfig) -> Row:
     }
     store.write_manifest(summary)
     seconds = time.monotonic() - started
-    return summary | {"num_new": len(todo), "seconds": round(seconds, 1), "videos_per_s": round(len(todo) / seconds, 3)}
+    return summary | {"num_new": num_todo, "seconds": round(seconds, 1), "videos_per_s": round(num_todo / seconds, 3)}
 
 
 def dry_run(config: GenerateConfig) -> Row:
@@ -123,11 +160,12 @@ def dry_run(config: GenerateConfig) -> Row:
     rows = read_rows(config)
     store = OutputStore(config.output)
     resumes = store.check_claim(run_key(config, rows, identify_models(config)))
-    todo = [row for row in rows if not resumes or row["prompt_id"] not in store.ids(GENERATED)]
+    groups = groups_to_do(rows, config.batch_size, store.ids(GENERATED) if resumes else set())
+    todo = [row for group in groups for row in group]
     return {
         "num_rows": len(rows),
         "num_to_generate": len(todo),
-        "num_batches": len(group_rows(todo, config.batch_size)),
+        "num_batches": len(groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
         "resumes": resumes,
@@ -138,29 +176,43 @@ def read_rows(config: GenerateConfig) -> list[Row]:
     """All rows with every setting resolved.
 
     Raises:
-        InputError: the CSV has faults; all of them are listed.
-        ConfigError: a frame size does not fit the base model's autoencoder.
+        InputError: the list has faults, or rows whose settings do not go together or do not fit the base model; all of
+            them are named.
     """
-    rows = [resolve(row, config.sampling) for row in read_prompts(config.prompts, config.seed)]
-    vae = load_autoencoder(config.base_model)
-    for height_px, width_px in sorted({(row["height_px"], row["width_px"]) for row in rows}):
-        check_frame_size(vae, height_px, width_px)
-    return rows
+    vae = autoencoder_architecture(config.base_model)
+
+    @lru_cache(maxsize=1024)
+    def faults_of(settings: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
+        return tuple(setting_faults(dict(settings), vae))
+
+    def check(row: PromptRow) -> tuple[str, ...]:
+        return faults_of(tuple(sampling_of(row, config.sampling).items()))
+
+    rows = read_prompts(config.prompts, config.seed, config.num_videos_per_prompt, config.prompt_column, check)
+    return [
+        {"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, **sampling_of(row, config.sampling)}
+        for row in rows
+    ]
 
 
-def resolve(row: PromptRow, sampling: Sampling) -> Row:
-    """A row with the command's settings where it brings none of its own."""
-    own = {
-        "num_frames": row.num_frames,
-        "height_px": row.height,
-        "width_px": row.width,
-        "fps": row.fps,
-        "num_inference_steps": row.num_inference_steps,
-        "guidance_scale": row.guidance_scale,
-        "negative_prompt": row.negative_prompt,
-    }
-    resolved = asdict(sampling) | {name: value for name, value in own.items() if value is not None}
-    return {"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, **resolved}
+def sampling_of(row: PromptRow, sampling: Sampling) -> Row:
+    """The command's settings with the row's own in their places."""
+    names = {"height": "height_px", "width": "width_px"}
+    return vars(sampling) | {names.get(name, name): value for name, value in row.settings.items()}
+
+
+def setting_faults(row: Row, vae: Autoencoder) -> Iterator[str]:
+    """What a row asks for and cannot have."""
+    checks = (
+        partial(check_frame_size, vae, row["height_px"], row["width_px"]),
+        partial(check_scheduler, row["scheduler"], row["num_inference_steps"], row["eta"]),
+        partial(Guidance, *(row[f"guidance_{name}"] for name in ("scale", "rescale", "start", "end"))),
+    )
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield str(error)
 
 
 def identify_models(config: GenerateConfig) -> Row:
@@ -187,18 +239,25 @@ def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
         "seed": config.seed,
         "sampling": config_to_dict(config.sampling),
         "dtype": config.dtype,
+        "also_write": sorted(config.also_write),
+        "sharded": config.sharded,
     }
 
 
-def group_rows(rows: list[Row], batch_size: int) -> list[list[Row]]:
-    """Batches of rows that go through the model together: same shape, steps and guidance."""
-    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale")
+def groups_to_do(rows: list[Row], batch_size: int, skipped: Set[str]) -> list[list[Row]]:
+    """Batches of rows that go through the model together: of one shape, sampled in one way.
+
+    All rows are laid out before those that are done are left out: what is left after a stop has the company that it
+    would have had, so that its video is the same to the last bit.
+    """
 
     def key(row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in names)
+        return tuple(row[name] for name in COMMON_SETTINGS)
 
-    groups = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
-    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    alike = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
+    groups = [group[start : start + batch_size] for group in alike for start in range(0, len(group), batch_size)]
+    left = [[row for row in group if row["prompt_id"] not in skipped] for group in groups]
+    return [group for group in left if group]
 
 
 def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, identities: Row) -> None:
@@ -214,6 +273,8 @@ def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, ide
             "threads": config.workers.threads_per_worker,
             "identities": identities,
             "provenance": {"libraries": library_versions()},
+            "also_write": config.also_write,
+            "sharded": config.sharded,
         },
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
         num_cpus=config.workers.cpus_per_worker,

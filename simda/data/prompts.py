@@ -1,7 +1,7 @@
 """Prompt manifests: one row per prompt, from CSV, TSV, JSONL, JSON, Parquet, or a text file of one prompt a line.
 
-Only the prompt is required; `prompt_id`, `seed` and the sampling settings of `SETTINGS` may be columns of their own, and
-a row that leaves one empty takes the command's setting. Here live the checks (all faults of a file in one message) and
+Only the prompt is required; `prompt_id`, `seed` and the settings of `SETTINGS` may be columns of their own, and a row
+that leaves one empty takes the command's setting. Here live the checks (all faults of a file in one message) and
 the identity of a row: its id and its seed depend on the row alone, never on its place in the file.
 """
 

@@ -123,6 +123,18 @@ def load_autoencoder(
     return vae.to(device).requires_grad_(False).eval()
 
 
+def autoencoder_architecture(base_model: str) -> Autoencoder:
+    """The base model's autoencoder without its weights, for what follows from its configuration alone.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    folder = resolve_base_model(base_model) / "vae"
+    kind = AUTOENCODERS[_read_config(base_model, folder / "config.json")["_class_name"]]
+    with _told_as_input(base_model), torch.device("meta"):
+        return kind.from_config(kind.load_config(folder))
+
+
 def load_text_parts(
     base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> TextParts:

@@ -115,6 +115,7 @@ class AdaptedTransformerBlock(BasicTransformerBlock):
         added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """h [b f, n, d] in and out, texts [b, m, e]; masks do not occur in this family."""
+        assert encoder_hidden_states is not None
         h = hidden_states
         normed = self.norm1(h)
         told = cross_attention_kwargs or {}
