@@ -38,6 +38,7 @@ from simda.data.prompts import PromptRow, read_prompts
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
 from simda.errors import ConfigError
+from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
 from simda.generation.schedulers import check_scheduler
 from simda.models.adapter_state import adapter_identity, check_adapter
@@ -49,6 +50,7 @@ from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
 Row = dict[str, Any]
 
 NO_ADAPTER = "none"
+GALLERY = "gallery.html"
 AdapterUri = Annotated[str, AfterValidator(lambda uri: uri if uri == NO_ADAPTER else absolute_uri(uri))]
 
 
@@ -141,6 +143,8 @@ def run(config: GenerateConfig) -> Row:
         with ray_session():
             generate(config, groups, num_todo, identities)
 
+    if groups or store.read_manifest() is None:
+        write_gallery(store.uri_of(GALLERY), "Generated videos", store.read_table(GENERATED, COLUMNS).to_pylist())
     num_failed = len(store.failures(GENERATED))
     summary = {
         "num_rows": len(rows),
@@ -148,6 +152,7 @@ def run(config: GenerateConfig) -> Row:
         "num_failed": num_failed,
         "max_failure_rate": config.max_failure_rate,
         "videos": store.uri_of("videos"),
+        "gallery": store.uri_of(GALLERY),
         "failures": store.uri_of("failures"),
     }
     store.write_manifest(summary)

@@ -170,11 +170,20 @@ def _video(video: ReportVideo) -> str:
     )
 
 
-def _link(path: str) -> str:
+def check_relative(path: str) -> None:
+    """Refuse paths of videos by which a page could not be moved.
+
+    Raises:
+        InputError: the path is absolute or a URI.
+    """
     if not path or "://" in path or PurePosixPath(path).is_absolute():
         raise InputError(
             f"the report's video {path!r} is not a path relative to the page; write it like videos/NAME.mp4"
         )
+
+
+def _link(path: str) -> str:
+    check_relative(path)
     # The colon is quoted too, so that no path reads as a scheme.
     return escape(quote(path, safe="/"))
 
