@@ -41,6 +41,7 @@ from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
 from simda.generation.schedulers import check_scheduler
+from simda.generation.windows import Windows
 from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size
 from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
@@ -85,6 +86,10 @@ class Sampling:
     """Share of the steps before which there is no guidance; each step without it takes half the time."""
     guidance_end: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps from which on there is no guidance."""
+    window_frames: int = Field(default=0, ge=0)
+    """Frames that go through the network at once, for videos longer than the adapter was trained for; 0 for all."""
+    window_overlap: int = Field(default=0, ge=0)
+    """Frames that neighbouring windows share; more joins them better and takes longer."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -211,6 +216,7 @@ def setting_faults(row: Row, vae: Autoencoder) -> Iterator[str]:
     checks = (
         partial(check_frame_size, vae, row["height_px"], row["width_px"]),
         partial(check_scheduler, row["scheduler"], row["num_inference_steps"], row["eta"]),
+        partial(Windows, row["window_frames"], row["window_overlap"]),
         partial(Guidance, *(row[f"guidance_{name}"] for name in ("scale", "rescale", "start", "end"))),
     )
     for check in checks:

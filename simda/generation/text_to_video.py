@@ -24,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import ConfigError
 from simda.generation.guidance import Guidance
+from simda.generation.windows import Windows
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
 from simda.models.base_models import load_base_model
@@ -111,6 +112,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        window_frames: int = 0,
+        window_overlap: int = 0,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -134,6 +137,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
             prompt_embeds: texts that are encoded already (see `encode_prompts`), [b, n, d], instead of `prompt`; then
             negative_prompt_embeds: of the same shape, is needed for guidance.
+            window_frames: of longer clips, the frames that go through the network at once, see `windows.py`; 0 for all.
+            window_overlap: frames that neighbouring windows share at least.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a dictionary with other `latents`.
 
@@ -149,6 +154,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self._check(num_clips, num_frames, height, width, num_inference_steps, generator, output_type)
         self._check_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance)
         self._check_noise(noise_correlation, latents)
+        windows = Windows(window_frames, window_overlap)
         shape = self._latents_shape(num_clips, num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
@@ -159,21 +165,20 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if prompt_embeds is None:
             prompt_embeds = self.encode_prompts(prompts)
             negative_prompt_embeds = self.encode_prompts(negatives) if any(guided_steps) else None
-        if negative_prompt_embeds is not None and any(guided_steps):
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-        prompt_embeds = prompt_embeds.to(device, self.unet.dtype)
+        # The prompts' own stand last, for the steps without guidance.
+        embeds = torch.cat([part for part in (negative_prompt_embeds, prompt_embeds) if part is not None])
+        embeds = embeds.to(device, self.unet.dtype)
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
         # Of guided and of other steps, which read other texts.
         text_caches: dict[bool, TextCache] = {True: {}, False: {}}
         for index, timestep in enumerate(self.progress_bar(timesteps)):
             guided = guided_steps[index]
-            model_input = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
-            # Both halves in one pass; the prompts' own embeddings stand last.
+            model_input = self.scheduler.scale_model_input(latents, timestep)
+            # Both halves in one pass.
             model_input = torch.cat([model_input, model_input]) if guided else model_input
-            embeds = prompt_embeds[-len(model_input) :]
-            steps = timestep.expand(len(model_input))
-            predicted = predict(self.unet, model_input, steps, embeds, text_caches[guided]).float()
+            network = partial(self._predict, timestep, embeds[-len(model_input) :], text_caches[guided])
+            predicted = windows.predict(network, model_input)
             if guided:
                 predicted = guidance.combine(*predicted.chunk(2))
             latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
@@ -194,6 +199,10 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             prompt: encode_prompts(self.tokenizer, self.text_encoder, [prompt]) for prompt in dict.fromkeys(prompts)
         }
         return torch.cat([distinct[prompt] for prompt in prompts])
+
+    def _predict(self, timestep: Tensor, embeds: Tensor, text_cache: TextCache, noisy: Tensor) -> Tensor:
+        steps = timestep.expand(len(noisy))
+        return predict(self.unet, noisy.to(self.unet.dtype), steps, embeds, text_cache).float()
 
     def _negatives(self, negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
         if negative_prompt is None or isinstance(negative_prompt, str):

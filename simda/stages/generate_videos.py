@@ -35,9 +35,11 @@ COMMON_SETTINGS = (
     "guidance_start",
     "guidance_end",
     "noise_correlation",
+    "window_frames",
+    "window_overlap",
 )
 """What the rows of a group share, so that they go through the model together."""
-OTHER_SETTINGS = ("eta", "guidance_rescale", "guidance_start", "guidance_end")
+OTHER_SETTINGS = ("eta", "guidance_rescale", "guidance_start", "guidance_end", "window_frames", "window_overlap")
 """What has no column of its own in the generated table, but a place in its `settings`."""
 MAX_TEXTS = 256
 """Embeddings that a worker keeps: of negative prompts, and of prompts with several videos."""
@@ -139,6 +141,8 @@ class GenerateVideos:
             guidance_rescale=common["guidance_rescale"],
             guidance_interval=(common["guidance_start"], common["guidance_end"]),
             noise_correlation=common["noise_correlation"],
+            window_frames=common["window_frames"],
+            window_overlap=common["window_overlap"],
             prompt_embeds=torch.cat([self.encode(row["prompt"]) for row in rows]),
             negative_prompt_embeds=torch.cat([self.encode(row["negative_prompt"] or "") for row in rows]),
             generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],

@@ -280,6 +280,8 @@ def test_an_adapter_of_another_base_is_refused(base_model, make_unet, tmp_path):
         ({"guidance_rescale": 2}, "guidance_rescale=2; it is a share"),
         ({"guidance_interval": (0.5, 0.5)}, r"guidance_start=0.5, guidance_end=0.5; .* 0 <= start < end <= 1"),
         ({"guidance_scale": 1.0, "guidance_rescale": 0.7}, r"have no effect at guidance_scale=1.0"),
+        ({"window_overlap": 2}, "window_frames=0, window_overlap=2"),
+        ({"window_frames": 2, "window_overlap": 2}, "overlap by less than they are long"),
         ({"prompt_embeds": torch.zeros(2, 5, 96)}, "give either prompt or prompt_embeds"),
         ({"prompt": None, "prompt_embeds": torch.zeros(2, 5, 96)}, "negative_prompt_embeds of shape None"),
         ({"negative_prompt_embeds": torch.zeros(2, 5, 96)}, "give both or none"),
