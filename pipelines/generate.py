@@ -40,11 +40,18 @@ from simda.data.store import OutputStore
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
+from simda.generation.loras import lora_identity
 from simda.generation.schedulers import check_scheduler
 from simda.generation.windows import Windows
 from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size
-from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    check_finetune,
+    text_identity,
+    unet_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
 
@@ -93,6 +100,16 @@ class Sampling:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class Lora:
+    """A LoRA of the base model."""
+
+    path: Uri
+    """A safetensors file, as diffusers, peft or kohya write it; local or s3://."""
+    weight: float = 1.0
+    """How strong it is; 1 as trained."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class GenerateConfig:
     """Settings of `generate`."""
 
@@ -104,6 +121,10 @@ class GenerateConfig:
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model that the adapter was trained on: `sprites`, a diffusers directory or a hub name."""
+    finetune: ModelName | None = None
+    """A fine-tune of `base_model`, which takes its place under the adapter."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs of the base model, as [{path: style.safetensors, weight: 0.8}]."""
     seed: int = Field(default=0, ge=0)
     """Decides the seeds of rows that have none."""
     num_videos_per_prompt: int = Field(default=1, ge=1)
@@ -189,7 +210,7 @@ def read_rows(config: GenerateConfig) -> list[Row]:
         InputError: the list has faults, or rows whose settings do not go together or do not fit the base model; all of
             them are named.
     """
-    vae = autoencoder_architecture(config.base_model)
+    vae = autoencoder_architecture(config.finetune or config.base_model)
 
     @lru_cache(maxsize=1024)
     def faults_of(settings: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
@@ -233,11 +254,25 @@ def identify_models(config: GenerateConfig) -> Row:
         InputError: a model cannot be used.
         ModelMismatchError: the adapter belongs to another base model.
     """
-    base = unet_identity(config.base_model)
+    trained_on = unet_identity(config.base_model)
+    if config.finetune:
+        check_finetune(config.finetune, config.base_model)
+    base = unet_identity(config.finetune) if config.finetune else trained_on
     if config.adapter == NO_ADAPTER:
         return {"base": base, "adapter": None}
-    check_adapter(config.adapter, base)
+    check_adapter(config.adapter, trained_on)
     return {"base": base, "adapter": adapter_identity(config.adapter)}
+
+
+def identify_other_models(config: GenerateConfig) -> Row:
+    """The same of what stands beside base and adapter in some runs.
+
+    Raises:
+        InputError: a LoRA cannot be read.
+    """
+    others: Row = {"finetune_of": unet_identity(config.base_model)} if config.finetune else {}
+    loras = [{"identity": lora_identity(lora.path), "weight": lora.weight} for lora in config.loras]
+    return others | ({"loras": loras} if loras else {})
 
 
 def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
@@ -245,8 +280,9 @@ def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
     return {
         "command": "generate",
         **identities,
-        "vae": autoencoder_identity(config.base_model),
-        "text_encoder": text_identity(config.base_model),
+        **identify_other_models(config),
+        "vae": autoencoder_identity(config.finetune or config.base_model),
+        "text_encoder": text_identity(config.finetune or config.base_model),
         "seed": config.seed,
         "sampling": config_to_dict(config.sampling),
         "dtype": config.dtype,
@@ -278,6 +314,9 @@ def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, ide
         fn_constructor_kwargs={
             "base_model": config.base_model,
             "adapter": None if config.adapter == NO_ADAPTER else config.adapter,
+            "finetune": config.finetune,
+            "loras": [(lora.path, lora.weight) for lora in config.loras],
+            "other_models": identify_other_models(config),
             "output": config.output,
             "dtype": config.dtype,
             "device": config.workers.device,

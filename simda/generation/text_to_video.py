@@ -24,10 +24,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import ConfigError
 from simda.generation.guidance import Guidance
+from simda.generation.loras import fuse_loras
 from simda.generation.windows import Windows
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
-from simda.models.base_models import load_base_model
+from simda.models.base_models import check_finetune, load_base_model, unet_identity
 from simda.models.clip_noise import draw_clip_noise
 from simda.models.text_attention import TextCache
 from simda.models.text_encoder import encode_prompts
@@ -76,16 +77,30 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(
-        cls, base_model: str, adapter: str | None = None, torch_dtype: torch.dtype = torch.float32
+        cls,
+        base_model: str,
+        adapter: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        finetune: str | None = None,
+        loras: Sequence[tuple[str, float]] = (),
     ) -> TextToVideoPipeline:
         """Load a base model ("sprites", a diffusers directory, a hub name) and, if given, an adapter.
 
+        Args:
+            finetune: a model that was fine-tuned from `base_model` and takes its place, under the same adapter.
+            loras: files, local or `s3://`, with their weights; see `loras.py`.
+
         Raises:
-            InputError: the base model or the adapter cannot be used.
-            ModelMismatchError: the adapter belongs to another base.
+            InputError: one of the models cannot be used.
+            ModelMismatchError: they do not belong together.
         """
-        base = load_base_model(base_model, torch_dtype)
-        pipeline = cls(base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, base.identity)
+        if finetune:
+            check_finetune(finetune, base_model)
+        base = load_base_model(finetune or base_model, torch_dtype)
+        # What an adapter fits is what it was trained on.
+        fits = unet_identity(base_model) if finetune else base.identity
+        pipeline = cls(base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, fits)
+        fuse_loras(pipeline, loras)
         if adapter:
             pipeline.load_adapter(adapter)
         return pipeline

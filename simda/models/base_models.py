@@ -23,7 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from simda.errors import InputError
+from simda.data.schema import describe_differences
+from simda.errors import InputError, ModelMismatchError
 from simda.models.autoencoder import Autoencoder
 
 EMBEDDED_MODELS = {"sprites": Path(__file__).parents[1] / "sprites" / "weights" / "base"}
@@ -144,6 +145,25 @@ def load_text_parts(
         text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
     return TextParts(tokenizer, text_encoder.to(device).requires_grad_(False).eval())
+
+
+def check_finetune(finetune: str, base_model: str) -> None:
+    """Refuse a fine-tune whose UNet is not built as that of the base model.
+
+    Raises:
+        InputError: as `resolve_base_model`, of either.
+        ModelMismatchError: another architecture, with what differs.
+    """
+
+    def architecture(name: str) -> dict[str, Any]:
+        config = _read_config(name, resolve_base_model(name) / "unet" / "config.json")
+        return {key: value for key, value in config.items() if key not in IGNORED_CONFIG_KEYS}
+
+    differences = describe_differences(architecture(base_model), architecture(finetune))
+    if differences:
+        raise ModelMismatchError(
+            f"finetune={finetune} is no fine-tune of {base_model}; their UNets differ:\n  " + "\n  ".join(differences)
+        )
 
 
 def unet_identity(base_model: str) -> str:

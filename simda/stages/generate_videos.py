@@ -69,17 +69,20 @@ class GenerateVideos:
         threads: int,
         identities: dict[str, str | None],
         provenance: dict[str, Any],
+        finetune: str | None = None,
+        loras: Sequence[tuple[str, float]] = (),
+        other_models: dict[str, Any] | None = None,
         also_write: Sequence[ExtraFile] = (),
         sharded: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
-        pipeline = TextToVideoPipeline.from_pretrained(base_model, adapter, torch_dtype=getattr(torch, dtype))
+        pipeline = TextToVideoPipeline.from_pretrained(base_model, adapter, getattr(torch, dtype), finetune, loras)
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.base_scheduler = self.pipeline.scheduler
         self.store = OutputStore(output)
         self.files = VideoFiles(self.store, also_write, sharded)
-        self.identities, self.provenance = identities, provenance
+        self.identities, self.other_models, self.provenance = identities, other_models or {}, provenance
         self.encode = lru_cache(maxsize=MAX_TEXTS)(lambda text: self.pipeline.encode_prompts([text]))
         self.most_rows: dict[tuple[int, ...], int] = {}
 
@@ -157,7 +160,7 @@ class GenerateVideos:
             **self.identities,
             "scheduler": type(self.pipeline.scheduler).__name__,
         }
-        settings = {name: row[name] for name in OTHER_SETTINGS}
+        settings = {name: row[name] for name in OTHER_SETTINGS} | self.other_models
         uri = self.files.write(row["prompt_id"], pixels, row["fps"], record | settings | self.provenance, latents)
         return record | {"settings": json.dumps(settings, sort_keys=True), "video_uri": uri}
 
