@@ -40,7 +40,7 @@ from simda.data.store import OutputStore
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
-from simda.generation.loras import lora_identity
+from simda.generation.loras import check_loras, lora_identity
 from simda.generation.schedulers import check_scheduler
 from simda.generation.windows import Windows
 from simda.models.adapter_state import adapter_identity, check_adapter
@@ -269,8 +269,10 @@ def identify_other_models(config: GenerateConfig) -> Row:
 
     Raises:
         InputError: a LoRA cannot be read.
+        ModelMismatchError: a LoRA does not fit the base model.
     """
     others: Row = {"finetune_of": unet_identity(config.base_model)} if config.finetune else {}
+    check_loras(config.finetune or config.base_model, [(lora.path, lora.weight) for lora in config.loras])
     loras = [{"identity": lora_identity(lora.path), "weight": lora.weight} for lora in config.loras]
     return others | ({"loras": loras} if loras else {})
 

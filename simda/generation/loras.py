@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from simda.data.uris import exists, local_copy
 from simda.errors import InputError, ModelMismatchError
+from simda.models.base_models import denoiser_architecture
 
 DOWN_PROJECTIONS = ("lora_A.weight", "lora.down.weight", "lora_down.weight")
 
@@ -35,6 +38,26 @@ def lora_identity(uri: str) -> str:
         digest.update(json.dumps([name, str(weight.dtype), list(weight.shape)]).encode())
         digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class _Architecture(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """What the loaders need of a pipeline."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, text_encoder=text_encoder)
+
+
+def check_loras(base_model: str, loras: Sequence[tuple[str, float]]) -> None:
+    """Refuse LoRAs that do not fit, without loading the base model's weights.
+
+    Raises:
+        InputError: as `fuse_loras`, and so is ModelMismatchError.
+    """
+    if loras:
+        model = _Architecture(*denoiser_architecture(base_model))
+        for number, (uri, _) in enumerate(loras):
+            _load(model, uri, f"lora_{number}")
 
 
 def fuse_loras(pipeline: Any, loras: Sequence[tuple[str, float]]) -> None:

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from simda.data.schema import describe_differences
 from simda.errors import InputError, ModelMismatchError
@@ -134,6 +134,18 @@ def autoencoder_architecture(base_model: str) -> Autoencoder:
     kind = AUTOENCODERS[_read_config(base_model, folder / "config.json")["_class_name"]]
     with _told_as_input(base_model), torch.device("meta"):
         return kind.from_config(kind.load_config(folder))
+
+
+def denoiser_architecture(base_model: str) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """The base model's UNet and text encoder without their weights.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    path = resolve_base_model(base_model)
+    with _told_as_input(base_model), torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path / "unet"))
+        return unet, CLIPTextModel(CLIPTextConfig.from_pretrained(path, subfolder="text_encoder"))
 
 
 def load_text_parts(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simda.errors import InputError, ModelMismatchError
-from simda.generation.loras import lora_identity
+from simda.generation.loras import check_loras, lora_identity
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.adapter_state import save_adapter
 from simda.models.base_models import unet_identity
@@ -53,6 +53,7 @@ def test_loras_add_up_by_their_weights_and_the_adapter_stays(base_model, adapter
         save_file(lora, tmp_path / f"{number}.safetensors")
     plain = TextToVideoPipeline.from_pretrained(base_model, adapter)
     chosen = [(f"{tmp_path}/0.safetensors", 0.5), (f"{tmp_path}/1.safetensors", -2.0)]
+    check_loras(base_model, chosen)
     changed = TextToVideoPipeline.from_pretrained(base_model, adapter, loras=chosen)
     expected = query_of(plain) + 0.5 * product(loras[0]) - 2.0 * product(loras[1])
     torch.testing.assert_close(query_of(changed), expected, rtol=1e-5, atol=1e-5)
@@ -85,6 +86,7 @@ def test_a_lora_of_the_text_encoder(base_model, tmp_path, prefix):
     full = f"{prefix}{TEXT_QUERY}"
     save_file({f"{full}.lora_A.weight": down, f"{full}.lora_B.weight": up}, tmp_path / "t.safetensors")
     changed = TextToVideoPipeline.from_pretrained(base_model, loras=[(f"{tmp_path}/t.safetensors", 0.5)])
+    check_loras(base_model, [(f"{tmp_path}/t.safetensors", 0.5)])
     found = changed.text_encoder.get_submodule(name).weight
     torch.testing.assert_close(found, weight + 0.5 * up @ down, rtol=1e-5, atol=1e-5)
 
@@ -104,8 +106,9 @@ def test_loras_that_do_not_fit_are_refused(base_model, make_unet, tmp_path):
     for name, (weights, error, message) in others.items():
         if weights:
             save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / name)
-        with pytest.raises(error, match=message):
-            TextToVideoPipeline.from_pretrained(base_model, loras=[(f"{tmp_path}/{name}", 1.0)])
+        for use in (TextToVideoPipeline.from_pretrained, check_loras):
+            with pytest.raises(error, match=message):
+                use(base_model, loras=[(f"{tmp_path}/{name}", 1.0)])
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "sizes.safetensors").read_bytes()[:100])
     with pytest.raises(InputError, match="not a whole safetensors file"):
         lora_identity(f"{tmp_path}/cut.safetensors")
