@@ -10,13 +10,14 @@ Stopped at any point, the same command goes on with what is missing.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Set
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import ray
 from pydantic import AfterValidator, Field
@@ -35,13 +36,13 @@ from simda.config import (
     config_to_yaml,
 )
 from simda.data.prompts import PromptRow, read_prompts
-from simda.data.schema import GENERATED
+from simda.data.schema import FAILURES, GENERATED
 from simda.data.store import OutputStore
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
 from simda.generation.loras import check_loras, lora_identity
-from simda.generation.schedulers import check_scheduler
+from simda.generation.schedulers import SCHEDULERS, check_scheduler
 from simda.generation.windows import Windows
 from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size
@@ -59,6 +60,9 @@ Row = dict[str, Any]
 
 NO_ADAPTER = "none"
 GALLERY = "gallery.html"
+MAX_CHANGES_SHOWN = 20
+COMPARED = ("prompt", "negative_prompt", "seed", "fps", *COMMON_SETTINGS)
+CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name in GENERATED.columns.names))
 AdapterUri = Annotated[str, AfterValidator(lambda uri: uri if uri == NO_ADAPTER else absolute_uri(uri))]
 
 
@@ -151,31 +155,23 @@ class GenerateConfig:
 def run(config: GenerateConfig) -> Row:
     """Generate what is not generated yet."""
     started = time.monotonic()
-    rows = read_rows(config)
-    identities = identify_models(config)
-    store = OutputStore(config.output)
-    store.claim(run_key(config, rows, identities), config_to_yaml(config))
-    failed = {row["id"]: row["attempt"] for row in store.failures(GENERATED).to_pylist()}
-    done = store.ids(GENERATED)
-    skipped = done if config.retry_failed else done | failed.keys()
+    work = plan(config)
+    store, num_todo = work.store, sum(map(len, work.groups))
+    store.claim(work.run_key, config_to_yaml(config))
     if config.retry_failed:
         store.clear_failures()
-    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
-    groups = groups_to_do(rows, config.batch_size, skipped)
-    num_todo = sum(map(len, groups))
-
-    if groups:
+    if work.groups:
         store.invalidate_manifest()
         with ray_session():
-            generate(config, groups, num_todo, identities)
+            generate(config, work, num_todo)
 
-    if groups or store.read_manifest() is None:
-        write_gallery(store.uri_of(GALLERY), "Generated videos", store.read_table(GENERATED, COLUMNS).to_pylist())
-    num_failed = len(store.failures(GENERATED))
+    done = store.read_table(GENERATED, COLUMNS)
+    if work.groups or store.read_manifest() is None:
+        write_gallery(store.uri_of(GALLERY), "Generated videos", done.to_pylist())
     summary = {
-        "num_rows": len(rows),
-        "num_done": store.num_rows(GENERATED),
-        "num_failed": num_failed,
+        "num_rows": len(work.rows),
+        "num_done": len(done),
+        "num_failed": len(standing_failures(store, set(done["prompt_id"].to_pylist()))),
         "max_failure_rate": config.max_failure_rate,
         "videos": store.uri_of("videos"),
         "gallery": store.uri_of(GALLERY),
@@ -188,19 +184,82 @@ def run(config: GenerateConfig) -> Row:
 
 def dry_run(config: GenerateConfig) -> Row:
     """Check the prompts and the models, and count what would be generated."""
-    rows = read_rows(config)
-    store = OutputStore(config.output)
-    resumes = store.check_claim(run_key(config, rows, identify_models(config)))
-    groups = groups_to_do(rows, config.batch_size, store.ids(GENERATED) if resumes else set())
-    todo = [row for group in groups for row in group]
+    work = plan(config)
+    todo = [row for group in work.groups for row in group]
     return {
-        "num_rows": len(rows),
+        "num_rows": len(work.rows),
         "num_to_generate": len(todo),
-        "num_batches": len(groups),
+        "num_batches": len(work.groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
-        "resumes": resumes,
+        "resumes": work.resumes,
     }
+
+
+class Plan(NamedTuple):
+    """What is to be done; making it writes nothing."""
+
+    rows: list[Row]
+    groups: list[list[Row]]
+    store: OutputStore
+    identities: Row
+    run_key: Row
+    resumes: bool
+
+
+def plan(config: GenerateConfig) -> Plan:
+    """Read, check, and leave out what is written.
+
+    Raises:
+        InputError, ConfigError, ModelMismatchError: what was given cannot be used.
+    """
+    rows = read_rows(config)
+    identities = identify_models(config)
+    key = run_key(config, identities)
+    store = OutputStore(config.output)
+    resumes = store.check_claim(key)
+    skipped: set[str] = set()
+    failed: dict[str, int] = {}
+    if resumes:
+        done = store.read_table(GENERATED, CHECKED_COLUMNS)
+        check_unchanged(rows, done.to_pylist(), config.output)
+        skipped = set(done["prompt_id"].to_pylist())
+        failed = standing_failures(store, skipped)
+    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
+    if not config.retry_failed:
+        skipped |= failed.keys()
+    return Plan(rows, groups_to_do(rows, config.batch_size, skipped), store, identities, key, resumes)
+
+
+def standing_failures(store: OutputStore, done: Set[str]) -> dict[str, int]:
+    """Attempts of the rows that failed and were not done since, by id."""
+    return {row["id"]: row["attempt"] for row in store.read_table(FAILURES).to_pylist() if row["id"] not in done}
+
+
+def check_unchanged(rows: list[Row], done: list[Row], output: str) -> None:
+    """Refuse rows whose video is there already, but was made from other words or settings.
+
+    Raises:
+        ConfigError: names them; kept in silence, the video would not be that of the row.
+    """
+    wanted = {row["prompt_id"]: row for row in rows}
+    changes = []
+    for found in done:
+        row = wanted.get(found["prompt_id"])
+        if row is None:
+            continue
+        former = json.loads(found["settings"] or "{}") | found
+        former["negative_prompt"] = former["negative_prompt"] or ""
+        row = row | {"scheduler": SCHEDULERS[row["scheduler"]].__name__}
+        names = [name for name in COMPARED if former.get(name) != row[name]]
+        changes += [f"{row['prompt_id']}: {name}: {former.get(name)!r} -> {row[name]!r}" for name in names]
+    if changes:
+        more = f"\n  ... and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
+        raise ConfigError(
+            f"output={output} has videos of other rows under the same prompt_id:\n  "
+            + "\n  ".join(changes[:MAX_CHANGES_SHOWN])
+            + f"{more}\nGive the changed rows other ids, or give another output."
+        )
 
 
 def read_rows(config: GenerateConfig) -> list[Row]:
@@ -277,7 +336,7 @@ def identify_other_models(config: GenerateConfig) -> Row:
     return others | ({"loras": loras} if loras else {})
 
 
-def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
+def run_key(config: GenerateConfig, identities: Row) -> Row:
     """What decides the content of the output."""
     return {
         "command": "generate",
@@ -309,8 +368,9 @@ def groups_to_do(rows: list[Row], batch_size: int, skipped: Set[str]) -> list[li
     return [group for group in left if group]
 
 
-def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, identities: Row) -> None:
+def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
     """Write the videos and the rows of the generated table."""
+    groups = work.groups
     generated = ray.data.from_items([{"rows": group} for group in groups], override_num_blocks=len(groups)).flat_map(
         GenerateVideos,
         fn_constructor_kwargs={
@@ -323,7 +383,7 @@ def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, ide
             "dtype": config.dtype,
             "device": config.workers.device,
             "threads": config.workers.threads_per_worker,
-            "identities": identities,
+            "identities": work.identities,
             "provenance": {"libraries": library_versions()},
             "also_write": config.also_write,
             "sharded": config.sharded,
