@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
-from urllib.parse import quote
 
 from simda.data.uris import write_bytes
-from simda.evaluation.report import check_relative
+from simda.evaluation.page import page_head, video_link
 
 COLUMNS = (
     "prompt_id",
@@ -128,20 +126,14 @@ def render_gallery(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     data = {
         "columns": [*COLUMNS[:-1], "video"],
         "page": PAGE_ROWS,
-        "rows": [[*(row[name] for name in COLUMNS[:-1]), _link(row["video_uri"])] for row in rows],
+        "rows": [[*(row[name] for name in COLUMNS[:-1]), video_link(row["video_uri"])] for row in rows],
     }
     # Inside a script, the only text that could end it.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     options = "".join(f'<option value="{name}">{name}</option>' for name in SORTED_BY)
     return "\n".join(
         [
-            "<!doctype html>",
-            '<html lang="en">',
-            '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{STYLE}</style>",
-            f"<h1>{escape(title)}</h1>",
+            *page_head(title, STYLE),
             '<form onsubmit="return false">'
             '<input id="search" type="search" placeholder="words of the prompt, an id, a seed" aria-label="search">'
             f'<label>by <select id="sort">{options}</select></label>'
@@ -156,9 +148,3 @@ def render_gallery(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
             "",
         ]
     )
-
-
-def _link(path: str) -> str:
-    check_relative(path)
-    # The colon is quoted too, so that no path reads as a scheme.
-    return quote(path, safe="/")

@@ -14,9 +14,7 @@ from torch import Tensor
 from simda.errors import InputError, ModelMismatchError
 from simda.generation.loras import check_loras, lora_identity
 from simda.generation.text_to_video import TextToVideoPipeline
-from simda.models.adapter_state import save_adapter
-from simda.models.base_models import unet_identity
-from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters
+from simda.models.video_unet import adapter_parameters
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q"
 TEXT_QUERY = "encoder.layers.0.self_attn.q_proj"
@@ -33,14 +31,6 @@ def lora_of(unet: UNet2DConditionModel, seed: int = 0) -> dict[str, Tensor]:
 def product(lora: dict[str, Tensor]) -> Tensor:
     down, up = lora.values()
     return up @ down
-
-
-@pytest.fixture(scope="module")
-def adapter(make_unet, randomise_adapters, base_model, tmp_path_factory) -> str:
-    unet = randomise_adapters(inject_adapters(make_unet()))
-    directory = str(tmp_path_factory.mktemp("adapter"))
-    save_adapter(adapter_parameters(unet), AdapterConfig(), unet_identity(base_model), {}, directory)
-    return directory
 
 
 def query_of(pipeline: TextToVideoPipeline) -> Tensor:

@@ -16,21 +16,11 @@ from simda.errors import ConfigError, ModelMismatchError
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.adapter_state import save_adapter
 from simda.models.autoencoder import decode_latents
-from simda.models.base_models import unet_identity
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 
 PROMPTS = ["a red ball", "a blue box", "a ball"]
 SETTINGS = {"num_frames": 3, "num_inference_steps": 2, "output_type": "latent"}
-
-
-@pytest.fixture(scope="module")
-def adapter(make_unet, randomise_adapters, base_model, tmp_path_factory) -> str:
-    """Fits the base model of the tests, whose UNet is `make_unet()`."""
-    unet = randomise_adapters(inject_adapters(make_unet()))
-    directory = str(tmp_path_factory.mktemp("adapter"))
-    save_adapter(adapter_parameters(unet), AdapterConfig(), unet_identity(base_model), {}, directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
