@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -102,6 +105,32 @@ def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, t
         assert (tmp_path / "out" / row["video_uri"]).is_file()
         assert (tmp_path / "out" / row["video_uri"].replace("videos", "gif").replace("mp4", "gif")).is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_killed_costs_nothing(local_ray, run, tmp_path):
+    words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), f"output={tmp_path}/out")
+    words += ("batch_size=1", "workers.num_workers=1", "sampling.num_inference_steps=30")
+    killed, complete = [], []
+
+    def kill_a_worker() -> None:
+        give_up = time.monotonic() + 120
+        while not killed and time.monotonic() < give_up:
+            if any((tmp_path / "out" / "videos").glob("*.mp4")):
+                family = psutil.Process().children(recursive=True)
+                killed.extend(process for process in family if "GenerateVideos" in "".join(process.cmdline()))
+            time.sleep(0.02)
+        for process in killed[:1]:
+            process.kill()
+            complete.append((tmp_path / "out" / "_manifest.json").exists())
+
+    killer = Thread(target=kill_a_worker)
+    killer.start()
+    code, summary, err = run("generate", *words)
+    killer.join()
+    assert complete == [False]
+    assert (code, summary["num_done"], summary["num_failed"]) == (0, 3, 0), err
+    assert {name: len(frames) for name, frames in videos_of(tmp_path / "out").items()} == {"a": 3, "b": 3, "c": 5}
 
 
 def test_a_row_that_was_changed_is_not_taken_for_its_former_self(run, pipeline, tmp_path, request):
