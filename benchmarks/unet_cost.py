@@ -1,10 +1,11 @@
-"""What the adapters cost: the adapted UNet on one clip against the stock image UNet on the same frames.
+"""What the adapters cost: the adapted UNet on one clip against the stock image UNet on the same frames, and against
+other ways to make frames know of each other: AnimateDiff's motion modules, and attention over all tokens of a clip.
 
     python benchmarks/unet_cost.py > benchmarks/unet_cost_<hardware>_<date>.md
 
 Stable Diffusion 1.5's size with random weights, float32, 16 frames of 32x32 latents (256x256 pixels), 77 text tokens,
 one forward pass without guidance. Operations are counted on the meta device; time is the median of alternating runs of
-both networks, which share the weights of the base. The report is markdown on stdout.
+all networks, which share the weights of the base (AnimateDiff's has its own). The report is markdown on stdout.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +41,47 @@ VARIANTS = {
     "both, as trained (`paper`)": AdapterConfig(),
     "both, `released`": AdapterConfig(keys_values="released"),
 }
+
+
+class FullAttention(AttnProcessor2_0):
+    """Self-attention over all tokens of a clip instead of those of each frame."""
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Frames are folded into the batch."""
+        if encoder_hidden_states is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
+        clip = rearrange(hidden_states, "(b f) n d -> b (f n) d", f=NUM_FRAMES)
+        return rearrange(super().__call__(attn, clip, **kwargs), "b (f n) d -> (b f) n d", f=NUM_FRAMES)
+
+
+def with_full_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same object, changed."""
+    unet.set_attn_processor(FullAttention())
+    return unet
+
+
+def build_animatediff(device: torch.device) -> UNetMotionModel:
+    """The same size with motion modules as in AnimateDiff's releases 1 and 3: none in the middle block."""
+    with device:
+        unet = UNetMotionModel(
+            cross_attention_dim=SD15["cross_attention_dim"],
+            num_attention_heads=SD15["attention_head_dim"],
+            use_motion_mid_block=False,
+        )
+    return unet.requires_grad_(False).eval()
+
+
+def run_animatediff(unet: UNetMotionModel, device: torch.device) -> Tensor:
+    """One forward pass over one clip."""
+    with torch.no_grad():
+        return unet(
+            torch.zeros(1, 4, NUM_FRAMES, LATENT_SIZE, LATENT_SIZE, device=device),
+            torch.full((1,), 500, device=device),
+            # Its pipeline repeats the text for every frame.
+            torch.zeros(NUM_FRAMES, NUM_TEXT_TOKENS, SD15["cross_attention_dim"], device=device),
+        ).sample
 
 
 def run_clip(unet: UNet2DConditionModel, device: torch.device) -> Tensor:
@@ -55,18 +101,28 @@ def build_unet(device: torch.device) -> UNet2DConditionModel:
         return UNet2DConditionModel(**SD15).requires_grad_(False).eval()
 
 
-def count_flops(config: AdapterConfig | None) -> int:
-    """Floating-point operations of one clip; None is the image model.
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of a pass on the meta device.
 
     Attention is made to run as plain matrix products, since the counter does not know every fused kernel.
     """
-    device = torch.device("meta")
-    unet = build_unet(device)
-    if config:
-        inject_adapters(unet, config)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run_clip(unet, device)
+        run()
     return counter.get_total_flops()
+
+
+def count_all() -> dict[str, int]:
+    """Of one clip through each network."""
+    meta = torch.device("meta")
+    networks = {"stock image UNet": build_unet(meta)} | {
+        f"with {name}": inject_adapters(build_unet(meta), config) for name, config in VARIANTS.items()
+    }
+    networks["with full 3D attention, no adapters"] = with_full_attention(build_unet(meta))
+    counts = {name: count_flops(partial(run_clip, unet, meta)) for name, unet in networks.items()}
+    counts["AnimateDiff (diffusers' UNetMotionModel)"] = count_flops(
+        partial(run_animatediff, build_animatediff(meta), meta)
+    )
+    return counts
 
 
 def stock_twin(adapted: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -108,10 +164,16 @@ def median_seconds(runs: dict[str, Callable[[], object]], num_repeats: int, devi
 
 
 def measure_time(num_repeats: int, device: torch.device) -> dict[str, Seconds]:
-    """Seconds of a clip through the stock and the adapted UNet."""
+    """Seconds of a clip through each network."""
     adapted = inject_adapters(build_unet(device))
-    stock = stock_twin(adapted)
-    runs = {"stock": lambda: run_clip(stock, device), "adapted": lambda: run_clip(adapted, device)}
+    stock, full = stock_twin(adapted), with_full_attention(stock_twin(adapted))
+    motion = build_animatediff(device)
+    runs = {
+        "image UNet": partial(run_clip, stock, device),
+        "adapted (`paper`)": partial(run_clip, adapted, device),
+        "AnimateDiff": partial(run_animatediff, motion, device),
+        "full 3D attention": partial(run_clip, full, device),
+    }
     return median_seconds(runs, num_repeats, device)
 
 
@@ -148,14 +210,18 @@ def report(flops: dict[str, int], seconds: dict[str, Seconds], num_repeats: int,
         "",
     ]
     if seconds:
-        stock, adapted = seconds["stock"], seconds["adapted"]
+        stock, adapted = seconds["image UNet"], seconds["adapted (`paper`)"]
         lines += [
-            f"| median of {num_repeats} alternating runs | image UNet | adapted (`paper`) | ratio |",
-            "|---|---|---|---|",
-            f"| wall time | {stock.wall:.2f} s | {adapted.wall:.2f} s | {adapted.wall / stock.wall:.3f} |",
+            f"Medians of {num_repeats} alternating runs:",
+            "",
+            "| network | wall time | of the image UNet | of the adapted | CPU time | of the image UNet |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {name} | {taken.wall:.2f} s | {taken.wall / stock.wall:.3f} | {taken.wall / adapted.wall:.3f} "
+                f"| {taken.cpu:.2f} s | {taken.cpu / stock.cpu:.3f} |"
+                for name, taken in seconds.items()
+            ),
         ]
-        if device.type == "cpu":
-            lines.append(f"| CPU time | {stock.cpu:.2f} s | {adapted.cpu:.2f} s | {adapted.cpu / stock.cpu:.3f} |")
     else:
         lines.append("Wall time was not measured.")
     return "\n".join(lines)
@@ -171,9 +237,7 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    flops = {"stock image UNet": count_flops(None)} | {
-        f"with {name}": count_flops(config) for name, config in VARIANTS.items()
-    }
+    flops = count_all()
     seconds = {} if settings.skip_time else measure_time(settings.num_repeats, settings.device)
     print(report(flops, seconds, settings.num_repeats, settings.device))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A prompt CSV and an adapter in, videos and a generated table out.
+"""A list of prompts and an adapter in, videos and a generated table out.
 
     read and check all prompts -> leave out what is written -> groups of equal shape
     -> generate, encode and write (actor pool)
@@ -10,30 +10,59 @@ Stopped at any point, the same command goes on with what is missing.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator, Set
 from dataclasses import asdict
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import ray
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, ModelName, Uri, Workers, absolute_uri, config_to_dict, config_to_yaml
+from simda.config import (
+    CONFIG_RULES,
+    ExtraFile,
+    ModelName,
+    SchedulerName,
+    Uri,
+    Workers,
+    absolute_uri,
+    config_to_dict,
+    config_to_yaml,
+)
 from simda.data.prompts import PromptRow, read_prompts
-from simda.data.schema import GENERATED
+from simda.data.schema import FAILURES, GENERATED
 from simda.data.store import OutputStore
+from simda.errors import ConfigError
+from simda.evaluation.gallery import COLUMNS, write_gallery
+from simda.generation.guidance import Guidance
+from simda.generation.loras import check_loras, lora_identity
+from simda.generation.schedulers import SCHEDULERS, check_scheduler
+from simda.generation.windows import Windows
 from simda.models.adapter_state import adapter_identity, check_adapter
-from simda.models.autoencoder import check_frame_size
-from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity, unet_identity
+from simda.models.autoencoder import Autoencoder, check_frame_size
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    check_finetune,
+    text_identity,
+    unet_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.generate_videos import GenerateVideos
+from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
 
 Row = dict[str, Any]
 
 NO_ADAPTER = "none"
+GALLERY = "gallery.html"
+MAX_CHANGES_SHOWN = 20
+COMPARED = ("prompt", "negative_prompt", "seed", "fps", *COMMON_SETTINGS)
+CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name in GENERATED.columns.names))
 AdapterUri = Annotated[str, AfterValidator(lambda uri: uri if uri == NO_ADAPTER else absolute_uri(uri))]
 
 
@@ -57,6 +86,31 @@ class Sampling:
     """What the videos shall not show."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the initial noise that all frames have in common; more keeps the frames of a clip together."""
+    scheduler: SchedulerName = "ddim"
+    """The sampler; `dpm++` and `unipc` need about half of the steps of `ddim` and `euler`, `lcm` needs 4 to 8 and a
+    model that was distilled for it."""
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """Noise added at each step, by `ddim` only: 0 none, 1 as DDPM."""
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    """Share by which guided predictions are scaled back to the spread of unguided ones; against overexposed videos."""
+    guidance_start: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps before which there is no guidance; each step without it takes half the time."""
+    guidance_end: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps from which on there is no guidance."""
+    window_frames: int = Field(default=0, ge=0)
+    """Frames that go through the network at once, for videos longer than the adapter was trained for; 0 for all."""
+    window_overlap: int = Field(default=0, ge=0)
+    """Frames that neighbouring windows share; more joins them better and takes longer."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Lora:
+    """A LoRA of the base model."""
+
+    path: Uri
+    """A safetensors file, as diffusers, peft or kohya write it; local or s3://."""
+    weight: float = 1.0
+    """How strong it is; 1 as trained."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -64,20 +118,33 @@ class GenerateConfig:
     """Settings of `generate`."""
 
     prompts: Uri
-    """CSV with a column `prompt`; local or s3://."""
+    """CSV, TSV, JSONL, JSON or Parquet with a column `prompt`, or a .txt with one prompt a line; local or s3://."""
     adapter: AdapterUri
     """The `adapter` directory that `train` wrote, local or s3://; `none` for the base model alone."""
     output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model that the adapter was trained on: `sprites`, a diffusers directory or a hub name."""
+    finetune: ModelName | None = None
+    """A fine-tune of `base_model`, which takes its place under the adapter."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs of the base model, as [{path: style.safetensors, weight: 0.8}]."""
     seed: int = Field(default=0, ge=0)
     """Decides the seeds of rows that have none."""
+    num_videos_per_prompt: int = Field(default=1, ge=1)
+    """Videos of each row, with seeds of their own; more may be asked for later, those that are there stay."""
+    prompt_column: str | None = None
+    """Column of the prompts, where it is not called `prompt` (nor, as in known lists, `Prompt` or `prompt_en`)."""
     sampling: Sampling = Sampling()
     batch_size: int = Field(default=4, ge=1)
     """Videos that a worker generates at once."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the models."""
+    also_write: tuple[ExtraFile, ...] = ()
+    """Beside each mp4: `lossless` (FFV1 in Matroska), `gif`, `frames` (PNG), `latents` (safetensors);
+    a list, as [gif, frames]."""
+    sharded: bool = False
+    """Spread the files over 256 folders by their ids; for more than some ten thousand rows."""
     workers: Workers = Workers()
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
@@ -88,79 +155,155 @@ class GenerateConfig:
 def run(config: GenerateConfig) -> Row:
     """Generate what is not generated yet."""
     started = time.monotonic()
-    rows = read_rows(config)
-    identities = identify_models(config)
-    store = OutputStore(config.output)
-    store.claim(run_key(config, rows, identities), config_to_yaml(config))
-    failed = {row["id"]: row["attempt"] for row in store.failures(GENERATED).to_pylist()}
-    done = store.ids(GENERATED)
-    skipped = done if config.retry_failed else done | failed.keys()
+    work = plan(config)
+    store, num_todo = work.store, sum(map(len, work.groups))
+    store.claim(work.run_key, config_to_yaml(config))
     if config.retry_failed:
         store.clear_failures()
-    todo = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows if row["prompt_id"] not in skipped]
-
-    if todo:
+    if work.groups:
         store.invalidate_manifest()
         with ray_session():
-            generate(config, group_rows(todo, config.batch_size), len(todo), identities)
+            generate(config, work, num_todo)
 
-    num_failed = len(store.failures(GENERATED))
+    done = store.read_table(GENERATED, COLUMNS)
+    if work.groups or store.read_manifest() is None:
+        write_gallery(store.uri_of(GALLERY), "Generated videos", done.to_pylist())
     summary = {
-        "num_rows": len(rows),
-        "num_done": store.num_rows(GENERATED),
-        "num_failed": num_failed,
+        "num_rows": len(work.rows),
+        "num_done": len(done),
+        "num_failed": len(standing_failures(store, set(done["prompt_id"].to_pylist()))),
         "max_failure_rate": config.max_failure_rate,
         "videos": store.uri_of("videos"),
+        "gallery": store.uri_of(GALLERY),
         "failures": store.uri_of("failures"),
     }
     store.write_manifest(summary)
     seconds = time.monotonic() - started
-    return summary | {"num_new": len(todo), "seconds": round(seconds, 1), "videos_per_s": round(len(todo) / seconds, 3)}
+    return summary | {"num_new": num_todo, "seconds": round(seconds, 1), "videos_per_s": round(num_todo / seconds, 3)}
 
 
 def dry_run(config: GenerateConfig) -> Row:
     """Check the prompts and the models, and count what would be generated."""
-    rows = read_rows(config)
-    store = OutputStore(config.output)
-    resumes = store.check_claim(run_key(config, rows, identify_models(config)))
-    todo = [row for row in rows if not resumes or row["prompt_id"] not in store.ids(GENERATED)]
+    work = plan(config)
+    todo = [row for group in work.groups for row in group]
     return {
-        "num_rows": len(rows),
+        "num_rows": len(work.rows),
         "num_to_generate": len(todo),
-        "num_batches": len(group_rows(todo, config.batch_size)),
+        "num_batches": len(work.groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
-        "resumes": resumes,
+        "resumes": work.resumes,
     }
+
+
+class Plan(NamedTuple):
+    """What is to be done; making it writes nothing."""
+
+    rows: list[Row]
+    groups: list[list[Row]]
+    store: OutputStore
+    identities: Row
+    run_key: Row
+    resumes: bool
+
+
+def plan(config: GenerateConfig) -> Plan:
+    """Read, check, and leave out what is written.
+
+    Raises:
+        InputError, ConfigError, ModelMismatchError: what was given cannot be used.
+    """
+    rows = read_rows(config)
+    identities = identify_models(config)
+    key = run_key(config, identities)
+    store = OutputStore(config.output)
+    resumes = store.check_claim(key)
+    skipped: set[str] = set()
+    failed: dict[str, int] = {}
+    if resumes:
+        done = store.read_table(GENERATED, CHECKED_COLUMNS)
+        check_unchanged(rows, done.to_pylist(), config.output)
+        skipped = set(done["prompt_id"].to_pylist())
+        failed = standing_failures(store, skipped)
+    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
+    if not config.retry_failed:
+        skipped |= failed.keys()
+    return Plan(rows, groups_to_do(rows, config.batch_size, skipped), store, identities, key, resumes)
+
+
+def standing_failures(store: OutputStore, done: Set[str]) -> dict[str, int]:
+    """Attempts of the rows that failed and were not done since, by id."""
+    return {row["id"]: row["attempt"] for row in store.read_table(FAILURES).to_pylist() if row["id"] not in done}
+
+
+def check_unchanged(rows: list[Row], done: list[Row], output: str) -> None:
+    """Refuse rows whose video is there already, but was made from other words or settings.
+
+    Raises:
+        ConfigError: names them; kept in silence, the video would not be that of the row.
+    """
+    wanted = {row["prompt_id"]: row for row in rows}
+    changes = []
+    for found in done:
+        row = wanted.get(found["prompt_id"])
+        if row is None:
+            continue
+        former = json.loads(found["settings"] or "{}") | found
+        former["negative_prompt"] = former["negative_prompt"] or ""
+        row = row | {"scheduler": SCHEDULERS[row["scheduler"]].__name__}
+        names = [name for name in COMPARED if former.get(name) != row[name]]
+        changes += [f"{row['prompt_id']}: {name}: {former.get(name)!r} -> {row[name]!r}" for name in names]
+    if changes:
+        more = f"\n  ... and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
+        raise ConfigError(
+            f"output={output} has videos of other rows under the same prompt_id:\n  "
+            + "\n  ".join(changes[:MAX_CHANGES_SHOWN])
+            + f"{more}\nGive the changed rows other ids, or give another output."
+        )
 
 
 def read_rows(config: GenerateConfig) -> list[Row]:
     """All rows with every setting resolved.
 
     Raises:
-        InputError: the CSV has faults; all of them are listed.
-        ConfigError: a frame size does not fit the base model's autoencoder.
+        InputError: the list has faults, or rows whose settings do not go together or do not fit the base model; all of
+            them are named.
     """
-    rows = [resolve(row, config.sampling) for row in read_prompts(config.prompts, config.seed)]
-    vae = load_autoencoder(config.base_model)
-    for height_px, width_px in sorted({(row["height_px"], row["width_px"]) for row in rows}):
-        check_frame_size(vae, height_px, width_px)
-    return rows
+    vae = autoencoder_architecture(config.finetune or config.base_model)
+
+    @lru_cache(maxsize=1024)
+    def faults_of(settings: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
+        return tuple(setting_faults(dict(settings), vae))
+
+    def check(row: PromptRow) -> tuple[str, ...]:
+        return faults_of(tuple(sampling_of(row, config.sampling).items()))
+
+    rows = read_prompts(config.prompts, config.seed, config.num_videos_per_prompt, config.prompt_column, check)
+    return [
+        {"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, **sampling_of(row, config.sampling)}
+        for row in rows
+    ]
 
 
-def resolve(row: PromptRow, sampling: Sampling) -> Row:
-    """A row with the command's settings where it brings none of its own."""
-    own = {
-        "num_frames": row.num_frames,
-        "height_px": row.height,
-        "width_px": row.width,
-        "fps": row.fps,
-        "num_inference_steps": row.num_inference_steps,
-        "guidance_scale": row.guidance_scale,
-        "negative_prompt": row.negative_prompt,
-    }
-    resolved = asdict(sampling) | {name: value for name, value in own.items() if value is not None}
-    return {"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, **resolved}
+def sampling_of(row: PromptRow, sampling: Sampling) -> Row:
+    """The command's settings with the row's own in their places."""
+    names = {"height": "height_px", "width": "width_px"}
+    return vars(sampling) | {names.get(name, name): value for name, value in row.settings.items()}
+
+
+def setting_faults(row: Row, vae: Autoencoder) -> Iterator[str]:
+    """What a row asks for and cannot have."""
+    checks = (
+        partial(check_frame_size, vae, row["height_px"], row["width_px"]),
+        partial(check_scheduler, row["scheduler"], row["num_inference_steps"], row["eta"]),
+        partial(Windows, row["window_frames"], row["window_overlap"]),
+        partial(Guidance, *(row[f"guidance_{name}"] for name in ("scale", "rescale", "start", "end"))),
+    )
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            yield str(error)
 
 
 def identify_models(config: GenerateConfig) -> Row:
@@ -170,50 +313,80 @@ def identify_models(config: GenerateConfig) -> Row:
         InputError: a model cannot be used.
         ModelMismatchError: the adapter belongs to another base model.
     """
-    base = unet_identity(config.base_model)
+    trained_on = unet_identity(config.base_model)
+    if config.finetune:
+        check_finetune(config.finetune, config.base_model)
+    base = unet_identity(config.finetune) if config.finetune else trained_on
     if config.adapter == NO_ADAPTER:
         return {"base": base, "adapter": None}
-    check_adapter(config.adapter, base)
+    check_adapter(config.adapter, trained_on)
     return {"base": base, "adapter": adapter_identity(config.adapter)}
 
 
-def run_key(config: GenerateConfig, rows: list[Row], identities: Row) -> Row:
+def identify_other_models(config: GenerateConfig) -> Row:
+    """The same of what stands beside base and adapter in some runs.
+
+    Raises:
+        InputError: a LoRA cannot be read.
+        ModelMismatchError: a LoRA does not fit the base model.
+    """
+    others: Row = {"finetune_of": unet_identity(config.base_model)} if config.finetune else {}
+    check_loras(config.finetune or config.base_model, [(lora.path, lora.weight) for lora in config.loras])
+    loras = [{"identity": lora_identity(lora.path), "weight": lora.weight} for lora in config.loras]
+    return others | ({"loras": loras} if loras else {})
+
+
+def run_key(config: GenerateConfig, identities: Row) -> Row:
     """What decides the content of the output."""
     return {
         "command": "generate",
         **identities,
-        "vae": autoencoder_identity(config.base_model),
-        "text_encoder": text_identity(config.base_model),
+        **identify_other_models(config),
+        "vae": autoencoder_identity(config.finetune or config.base_model),
+        "text_encoder": text_identity(config.finetune or config.base_model),
         "seed": config.seed,
         "sampling": config_to_dict(config.sampling),
         "dtype": config.dtype,
+        "also_write": sorted(config.also_write),
+        "sharded": config.sharded,
     }
 
 
-def group_rows(rows: list[Row], batch_size: int) -> list[list[Row]]:
-    """Batches of rows that go through the model together: same shape, steps and guidance."""
-    names = ("num_frames", "height_px", "width_px", "num_inference_steps", "guidance_scale")
+def groups_to_do(rows: list[Row], batch_size: int, skipped: Set[str]) -> list[list[Row]]:
+    """Batches of rows that go through the model together: of one shape, sampled in one way.
+
+    All rows are laid out before those that are done are left out: what is left after a stop has the company that it
+    would have had, so that its video is the same to the last bit.
+    """
 
     def key(row: Row) -> tuple[Any, ...]:
-        return tuple(row[name] for name in names)
+        return tuple(row[name] for name in COMMON_SETTINGS)
 
-    groups = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
-    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+    alike = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
+    groups = [group[start : start + batch_size] for group in alike for start in range(0, len(group), batch_size)]
+    left = [[row for row in group if row["prompt_id"] not in skipped] for group in groups]
+    return [group for group in left if group]
 
 
-def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, identities: Row) -> None:
+def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
     """Write the videos and the rows of the generated table."""
+    groups = work.groups
     generated = ray.data.from_items([{"rows": group} for group in groups], override_num_blocks=len(groups)).flat_map(
         GenerateVideos,
         fn_constructor_kwargs={
             "base_model": config.base_model,
             "adapter": None if config.adapter == NO_ADAPTER else config.adapter,
+            "finetune": config.finetune,
+            "loras": [(lora.path, lora.weight) for lora in config.loras],
+            "other_models": identify_other_models(config),
             "output": config.output,
             "dtype": config.dtype,
             "device": config.workers.device,
             "threads": config.workers.threads_per_worker,
-            "identities": identities,
+            "identities": work.identities,
             "provenance": {"libraries": library_versions()},
+            "also_write": config.also_write,
+            "sharded": config.sharded,
         },
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
         num_cpus=config.workers.cpus_per_worker,

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import yaml
@@ -56,6 +56,10 @@ Uri = Annotated[str, AfterValidator(absolute_uri)]
 """A setting that names a file or directory, local or s3://."""
 ModelName = Annotated[str, AfterValidator(absolute_model)]
 """A setting that names a base model: an embedded one, a diffusers directory or a name on the hub."""
+SchedulerName = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
+"""A setting that names a sampler, see `generation/schedulers.py`."""
+ExtraFile = Literal["lossless", "gif", "frames", "latents"]
+"""A setting that names what is written beside an mp4, see `data/video_files.py`."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

@@ -24,3 +24,8 @@ class VideoError(InputError):
 
 class ModelMismatchError(SimdaError):
     """Two things do not belong together: an adapter and a base, a latents table and a VAE, a checkpoint and a run."""
+
+
+class StorageError(SimdaError):
+    """An output cannot be written to: the disk is full or gone, the storage does not answer. It is no row's fault: the
+    job stops, and the same command goes on once there is space."""

@@ -1,6 +1,7 @@
 """CSV files as people write them: every value stays text, every row knows its line.
 
 A byte order mark, CRLF, commas, quotes and newlines inside quotes are all fine; "007" stays "007" and "NA" stays "NA".
+A TSV file whose quotes do not pair is one without quoting.
 What the columns mean is the business of `captions.py`, `prompts.py` and whoever else reads a table of their own.
 """
 
@@ -56,36 +57,53 @@ def read_csv(uri: str, required: Sequence[str], delimiter: str = ",") -> CsvTabl
     Raises:
         InputError: the file is missing, not UTF-8, not CSV, empty, or lacks a required column.
     """
-    # Text is split by the csv module alone: it alone knows which newlines stand inside quotes.
-    records = csv.reader(io.StringIO(read_text(uri), newline=""), delimiter=delimiter, strict=True)
-    csv.field_size_limit(MAX_VALUE_CHARS)
     rows: list[CsvRow] = []
     faults: list[str] = []
     columns: tuple[str, ...] = ()
-    line = 1
-    try:
-        for record in records:
-            start, line = line, records.line_num + 1
-            values = [value.strip() for value in record]
-            if not any(values):
-                continue
-            if not columns:
-                columns = tuple(values)
-                _check_header(uri, columns, required)
-            elif len(values) != len(columns):
-                faults.append(
-                    f"line {start}: {len(values)} values for {len(columns)} columns; "
-                    f"put values that contain a {'tab' if delimiter == TAB else 'comma'} in double quotes"
-                )
-            else:
-                rows.append(CsvRow(start, dict(zip(columns, values, strict=True))))
-    except csv.Error as error:
-        raise InputError(f"{uri}, line {records.line_num}: not CSV: {error}") from None
+    for start, record in _split(uri, read_text(uri), delimiter):
+        values = [value.strip() for value in record]
+        if not any(values):
+            continue
+        if not columns:
+            columns = tuple(values)
+            _check_header(uri, columns, required)
+        elif len(values) != len(columns):
+            faults.append(
+                f"line {start}: {len(values)} values for {len(columns)} columns; "
+                f"put values that contain a {'tab' if delimiter == TAB else 'comma'} in double quotes"
+            )
+        else:
+            rows.append(CsvRow(start, dict(zip(columns, values, strict=True))))
     if not columns:
         raise InputError(
             f"{uri} is empty; its first line must name the columns{': ' * bool(required)}{', '.join(required)}"
         )
     return CsvTable(uri, columns, tuple(rows), tuple(faults))
+
+
+def _split(uri: str, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """The values of each record, with the line on which it starts."""
+
+    def split(quoting: int) -> list[tuple[int, list[str]]]:
+        # Text is split by the csv module alone: it alone knows which newlines stand inside quotes.
+        records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
+        found, start = [], 1
+        try:
+            for record in records:
+                found.append((start, record))
+                start = records.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{uri}, line {records.line_num}: not CSV: {error}") from None
+        return found
+
+    csv.field_size_limit(MAX_VALUE_CHARS)
+    try:
+        return split(csv.QUOTE_MINIMAL)
+    except InputError:
+        if delimiter != TAB:
+            raise
+        # Many a TSV file knows no quoting: a quote in it is a quote.
+        return split(csv.QUOTE_NONE)
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:

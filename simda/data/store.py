@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from simda.errors import ConfigError, InputError, ModelMismatchError
 
 RUN_FILE, MANIFEST_FILE, CONFIG_FILE = "_run.json", "_manifest.json", "config.yaml"
 ABANDONED_AFTER_S = 3600.0
+READERS = 16
 
 
 class OutputStore:
@@ -177,7 +179,7 @@ class OutputStore:
     def ids(self, kind: TableKind, column: str | None = None) -> set[str]:
         """All values of the id column (or another), reading nothing else; empty when there is no table yet."""
         name = column or kind.id_column
-        return {value for _, shard in self._shards(kind) for value in shard.read([name])[name].to_pylist()}
+        return {value for table in self._read_shards(kind, [name]) for value in table[name].to_pylist()}
 
     def num_rows(self, kind: TableKind) -> int:
         """Rows of the table, each counted once."""
@@ -190,7 +192,7 @@ class OutputStore:
             plan_column: the column of `plan` with the ids, if it is not named as in the table.
         """
         column = kind.id_column
-        chunks = [chunk for _, shard in self._shards(kind) for chunk in shard.read([column])[column].chunks]
+        chunks = [chunk for table in self._read_shards(kind, [column]) for chunk in table[column].chunks]
         written = pa.chunked_array(chunks, type=pa.string())
         return plan.filter(pc.invert(pc.is_in(plan[plan_column or column], value_set=written)))
 
@@ -207,7 +209,7 @@ class OutputStore:
             raise InputError(f"the {kind.name} table has no column {', '.join(unknown)}; it has {known}")
         order = ["attempt"] if kind is FAILURES else []
         read = list(dict.fromkeys([*wanted, *kind.key, *order]))
-        shards = [shard.read(read).replace_schema_metadata(None) for _, shard in self._shards(kind)]
+        shards = [table.replace_schema_metadata(None) for table in self._read_shards(kind, read)]
         if not shards:
             return pa.schema([kind.columns.field(name) for name in wanted]).empty_table()
         return _each_once(pa.concat_tables(shards), kind.key, order).select(wanted)
@@ -268,14 +270,32 @@ class OutputStore:
         write_bytes(self.uri_of(relative), text.encode())
 
     def _shards(self, kind: TableKind) -> Iterator[tuple[str, pq.ParquetFile]]:
-        for name in self.shard_names(kind):
-            shard = self._open_parquet(name)
-            if shard is None:
-                # A disk that lost power can leave such a file; its rows count as not written and will be again.
-                logging.getLogger(__name__).warning("%s is not a whole Parquet file; left out", self.uri_of(name))
-                continue
-            read_provenance(shard.schema_arrow, kind, self.uri_of(name))
-            yield name, shard
+        opened = ((name, self._open_whole(kind, name)) for name in self.shard_names(kind))
+        return ((name, shard) for name, shard in opened if shard is not None)
+
+    def _read_shards(self, kind: TableKind, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """These columns of each file."""
+
+        def read(name: str) -> pa.Table | None:
+            shard = self._open_whole(kind, name)
+            return None if shard is None else shard.read(list(columns), use_threads=False)
+
+        names = self.shard_names(kind)
+        if is_local(self.uri):
+            yield from (table for table in map(read, names) if table is not None)
+            return
+        # On S3 each takes as long as a few answers of the server.
+        with ThreadPoolExecutor(max_workers=READERS) as readers:
+            yield from (table for table in readers.map(read, names) if table is not None)
+
+    def _open_whole(self, kind: TableKind, name: str) -> pq.ParquetFile | None:
+        shard = self._open_parquet(name)
+        if shard is None:
+            # A disk that lost power can leave such a file; its rows count as not written and will be again.
+            logging.getLogger(__name__).warning("%s is not a whole Parquet file; left out", self.uri_of(name))
+            return None
+        read_provenance(shard.schema_arrow, kind, self.uri_of(name))
+        return shard
 
     def _open_parquet(self, name: str) -> pq.ParquetFile | None:
         filesystem, path = open_uri(self.uri_of(name))

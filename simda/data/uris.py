@@ -7,6 +7,7 @@ the layout of an output means is `store.py`'s business.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import uuid
@@ -18,10 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
-from simda.errors import InputError
+from simda.errors import InputError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 S3_ATTEMPTS = 10
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -130,14 +132,23 @@ def read_text(uri: str) -> str:
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
-    """Write a file so that a reader sees all of it or nothing, also when the writer is killed."""
+    """Write a file so that a reader sees all of it or nothing, also when the writer is killed.
+
+    Raises:
+        StorageError: the storage does not take it.
+    """
     filesystem, path = open_uri(uri)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        with whole_file(path) as partial, open(partial, "wb") as file:
-            file.write(data)
-    else:
-        with filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            with whole_file(path) as partial, open(partial, "wb") as file:
+                file.write(data)
+        else:
+            with filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+    except OSError as error:
+        raise StorageError(
+            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+        ) from error
 
 
 @contextmanager
@@ -161,6 +172,19 @@ def whole_file(path: str | os.PathLike[str], survives_power_loss: bool = True) -
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def storage_faults(uri: str) -> Iterator[None]:
+    """A disk that is full, or a file that may not grow, while `uri` is made is a `StorageError` in words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StorageError(
+            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+        ) from error
 
 
 def _flush(path: str) -> None:

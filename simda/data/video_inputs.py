@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from simda.data.captions import match_captions
 from simda.data.clip_plan import Span, VideoSource, list_videos
-from simda.data.video_table import TABLE_SUFFIXES, TableLayout, is_video_table, read_video_table
+from simda.data.record_list import RECORD_SUFFIXES
+from simda.data.video_table import TableLayout, is_video_table, read_video_table
 from simda.errors import ConfigError, InputError
 
 
@@ -75,7 +76,9 @@ def _list_sources(
     """All videos, their spans with captions if `videos` is a list that has them, and bad rows of it."""
     if not is_video_table(videos):
         if layout or root:
-            raise ConfigError(f"table is set, but videos={videos} is no list; lists end in {', '.join(TABLE_SUFFIXES)}")
+            raise ConfigError(
+                f"table is set, but videos={videos} is no list; lists end in {', '.join(RECORD_SUFFIXES)}"
+            )
         return list_videos(videos), None, []
     if captions and layout and layout.caption_column:
         raise ConfigError("captions and table both say where captions are; leave out captions, or the table's column")

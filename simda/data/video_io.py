@@ -1,4 +1,4 @@
-"""Video files as arrays and back: `probe`, `read_frames`, `write_video`, `read_video_metadata`.
+"""Video files as arrays and back: `probe`, `read_frames`, `write_video`, `write_lossless`, `read_video_metadata`.
 
 Frames are uint8 RGB, [frames, height, width, 3]; times are seconds from a video's first frame. Whatever is wrong with a
 file is a `VideoError` with its path and the reason. How frames are found and decoded is told in `video_index.py` and
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from simda.data.frame_size import fit_frame
-from simda.data.uris import local_copy, whole_file
+from simda.data.uris import FULL, local_copy, storage_faults, whole_file
 from simda.data.video_decoders import decode_with_decord, decode_with_pyav, frame_numbers, suits_decord
 from simda.data.video_index import VISIBLE_SIZE, VideoInfo, decoder_faults, index_video
 from simda.errors import InputError, VideoError
@@ -29,6 +30,23 @@ CRF = 12
 REPEATABLE_PIXELS = 256 * 256
 """Pictures up to this size are coded without x264's assembly, which was seen to give other bytes once in some hundred
 encodings of 64x64 pixels; for larger ones that would cost too much time."""
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a video file is made."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    options: dict[str, str]
+    container_options: dict[str, str]
+
+
+H264 = Coding(
+    "mp4", "libx264", "yuv420p", {"crf": str(CRF)}, {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+)
+FFV1 = Coding("matroska", "ffv1", "bgr0", {"level": "3", "slices": "4"}, {"fflags": "+bitexact"})
 
 
 def probe(uri: str) -> VideoInfo:
@@ -114,18 +132,30 @@ def write_video(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str
 
     Raises:
         VideoError: the array is not such frames, or the frame rate is not above 0.
+        StorageError: the disk is full.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise VideoError(f"{path}: frames must be uint8 [frames, height, width, 3], got {frames.dtype} {frames.shape}")
-    if not 0 < fps <= 1000:
-        raise VideoError(f"{path}: fps={fps} is not a frame rate; it must be above 0 and at most 1000")
+    _check_frames(frames, path, fps)
     height, width = frames.shape[1:3]
-    tags = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
+    tags = _tags(metadata)
     if height % 2 or width % 2:
         tags[VISIBLE_SIZE] = f"{width}x{height}"
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with whole_file(path, survives_power_loss=False) as partial, decoder_faults(path):
-        _encode(frames, partial, Fraction(fps).limit_denominator(1001), tags)
+    _write(frames, path, fps, tags, H264)
+
+
+def write_lossless(frames: np.ndarray, path: str, fps: float, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write FFV1 in Matroska, from which just these frames come back, of any size; few players show it.
+
+    Args:
+        frames: as for `write_video`, and so are `fps` and `metadata`.
+        path: local, ending in .mkv; directories are made.
+
+    Raises:
+        VideoError: as `write_video`.
+        StorageError: as `write_video`.
+    """
+    _check_frames(frames, path, fps)
+    _write(frames, path, fps, _tags(metadata), FFV1)
 
 
 def read_video_metadata(uri: str) -> dict[str, str]:
@@ -149,24 +179,46 @@ def _video_file(uri: str) -> Iterator[str]:
         raise VideoError(str(error).replace(path, uri)) from None
 
 
-def _encode(frames: np.ndarray, path: str, rate: Fraction, tags: Mapping[str, str]) -> None:
-    options = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
-    with av.open(path, "w", format="mp4", options=options) as container:
+def _check_frames(frames: np.ndarray, path: str, fps: float) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise VideoError(f"{path}: frames must be uint8 [frames, height, width, 3], got {frames.dtype} {frames.shape}")
+    if not 0 < fps <= 1000:
+        raise VideoError(f"{path}: fps={fps} is not a frame rate; it must be above 0 and at most 1000")
+
+
+def _tags(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
+
+
+def _write(frames: np.ndarray, path: str, fps: float, tags: Mapping[str, str], coding: Coding) -> None:
+    rate = Fraction(fps).limit_denominator(1001)
+    with storage_faults(path), whole_file(path, survives_power_loss=False) as partial:
+        try:
+            _encode(frames, partial, rate, tags, coding)
+        except av.error.FFmpegError as error:
+            if error.errno in FULL:
+                raise OSError(error.errno, error.strerror) from error
+            raise VideoError(f"{path} cannot be encoded: {error.strerror}") from None
+
+
+def _encode(frames: np.ndarray, path: str, rate: Fraction, tags: Mapping[str, str], coding: Coding) -> None:
+    with av.open(path, "w", format=coding.container, options=coding.container_options) as container:
         container.metadata.update(tags)
-        # One thread: x264 cuts a picture into slices by thread count, and the bytes must not depend on the machine.
-        coding = {"crf": str(CRF), "threads": "1"}
-        if frames[0, ..., 0].size <= REPEATABLE_PIXELS:
-            coding["x264-params"] = "no-asm=1"
-        stream = container.add_stream("libx264", rate=rate, options=coding)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        context = stream.codec_context
-        # Untagged video is shown with other colours by different players.
-        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.SMPTE170M
-        context.color_primaries, context.color_trc = 6, 6
+        # One thread: encoders cut a picture into slices by thread count, and the bytes must not depend on the machine.
+        options = {**coding.options, "threads": "1"}
+        if coding is H264 and frames[0, ..., 0].size <= REPEATABLE_PIXELS:
+            options["x264-params"] = "no-asm=1"
+        stream: Any = container.add_stream(coding.codec, rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], coding.pixel_format
+        to_stored: dict[str, Any] = {"format": coding.pixel_format}
+        if coding is H264:
+            context = stream.codec_context
+            # Untagged video is shown with other colours by different players.
+            context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.SMPTE170M
+            context.color_primaries, context.color_trc = 6, 6
+            to_stored |= {"dst_colorspace": Colorspace.SMPTE170M, "dst_color_range": ColorRange.MPEG}
         for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.SMPTE170M, dst_color_range=ColorRange.MPEG
-            )
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(**to_stored)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

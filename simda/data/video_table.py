@@ -7,25 +7,20 @@ line; a row that names no video, or whose spans make no sense, is told by `Video
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from simda.data.clip_plan import MISSING, Span, VideoSource, find_video
-from simda.data.csv_table import TAB, nearest_name, read_csv
-from simda.data.uris import exists, is_local, join_uri, open_uri, read_text
+from simda.data.csv_table import nearest_name
+from simda.data.record_list import RECORD_SUFFIXES, read_records
+from simda.data.uris import is_local, join_uri, open_uri
 from simda.errors import ConfigError, InputError
 
 MAX_FAULTS_SHOWN = 50
-CSV_DELIMITERS = {".csv": ",", ".tsv": TAB}
-TABLE_SUFFIXES = (*CSV_DELIMITERS, ".jsonl", ".ndjson", ".json", ".parquet")
 OTHER_LISTS = (".txt", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".gz", ".zip")
 
 COLUMN = re.compile(r"\{([^}]+)\}")
@@ -105,8 +100,8 @@ def is_video_table(uri: str) -> bool:
     if any(sign in name for sign in "*?["):
         return False
     if name.endswith(OTHER_LISTS):
-        raise InputError(f"{uri} is no list that can be read; give one that ends in {', '.join(TABLE_SUFFIXES)}")
-    return name.endswith(TABLE_SUFFIXES)
+        raise InputError(f"{uri} is no list that can be read; give one that ends in {', '.join(RECORD_SUFFIXES)}")
+    return name.endswith(RECORD_SUFFIXES)
 
 
 def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> VideoTable:
@@ -121,13 +116,16 @@ def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> 
             of its videos is there.
     """
     folder = root or uri.rpartition("/")[0] or ("." if is_local(uri) else "")
-    columns, records = _read_records(uri, layout)
+    table = read_records(uri, (*layout.columns, "caption"), layout.columns)
+    if table.faults:
+        raise _refusal(uri, table.faults)
+    columns = table.columns
     _check_columns(uri, columns, layout)
     if layout.caption_column is None and "caption" in columns:
         layout = replace(layout, caption_column="caption")
     spans: dict[str, list[Span]] = defaultdict(list)
     faults = []
-    for where, record in records:
+    for where, record in table.records:
         try:
             name = join_uri(folder, _file_name(record, layout))
             open_uri(name)
@@ -151,80 +149,6 @@ def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> 
     merged = {source: _merge(found) for source, found in by_uri.items()} if layout.caption_column else None
     videos = sorted(set(sources.values()), key=lambda source: source.uri)
     return VideoTable(tuple(videos), merged, tuple(faults))
-
-
-def _read_records(uri: str, layout: TableLayout) -> tuple[tuple[str, ...], Iterator[tuple[str, dict[str, Any]]]]:
-    """The columns, and records with the place where each stands."""
-    suffix = f".{uri.lower().rpartition('.')[2]}"
-    if suffix in CSV_DELIMITERS:
-        table = read_csv(uri, (), CSV_DELIMITERS[suffix])
-        if table.faults:
-            raise _refusal(uri, table.faults)
-        return table.columns, ((f"line {row.line}", dict(row.values)) for row in table.rows)
-    if suffix == ".parquet":
-        return _read_parquet(uri, layout)
-    records = _read_json_lines(uri) if suffix in (".jsonl", ".ndjson") else _read_json(uri, layout)
-    if not records:
-        raise InputError(f"{uri} has no records; write one for each video")
-    # A record may leave a column out; that the first one does says nothing of the others.
-    return tuple(dict.fromkeys(name for _, record in records for name in record)), iter(records)
-
-
-def _read_parquet(uri: str, layout: TableLayout) -> tuple[tuple[str, ...], Iterator[tuple[str, dict[str, Any]]]]:
-    if not exists(uri):
-        raise InputError(f"{uri} does not exist; give the path of a file")
-    filesystem, path = open_uri(uri)
-    try:
-        file = pq.ParquetFile(path, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} is not a Parquet file: {str(error).splitlines()[0]}") from None
-    columns = tuple(file.schema_arrow.names)
-    wanted = [name for name in {*layout.columns, "caption"} if name in columns]
-    return columns, _parquet_rows(uri, file, wanted)
-
-
-def _parquet_rows(uri: str, file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    try:
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} is damaged after row {number}: {str(error).splitlines()[0]}; copy it again") from None
-
-
-def _read_json_lines(uri: str) -> list[tuple[str, dict[str, Any]]]:
-    records, faults = [], []
-    for number, line in enumerate(read_text(uri).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.append(f"line {number}: not JSON: {error.msg} at character {error.pos + 1}")
-            continue
-        if isinstance(record, dict):
-            records.append((f"line {number}", record))
-        else:
-            faults.append(f"line {number}: {type(record).__name__} instead of an object; write {{...}} on each line")
-    if faults:
-        raise _refusal(uri, faults)
-    return records
-
-
-def _read_json(uri: str, layout: TableLayout) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        found = json.loads(read_text(uri))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{uri}, line {error.lineno}: not JSON: {error.msg}; JSONL files end in .jsonl") from None
-    lists = list(found.values()) if isinstance(found, dict) else [found]
-    lists = [items for items in lists if isinstance(items, list) and all(isinstance(item, dict) for item in items)]
-    if not lists:
-        raise InputError(f"{uri} holds no list of records; write [{{...}}, {{...}}], or one record a line in a .jsonl")
-    # Beside its captions, MSR-VTT's file has a list of the videos without any.
-    fitting = [items for items in lists if items and set(layout.columns) <= set(items[0])]
-    return [(f"record {number}", record) for number, record in enumerate((fitting or lists)[0], start=1)]
 
 
 def _check_columns(uri: str, columns: Sequence[str], layout: TableLayout) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import PurePosixPath
-from urllib.parse import quote
 
 from simda.data.uris import write_bytes
-from simda.errors import InputError
+from simda.evaluation.page import page_head, video_link
 
 Figure = str | int | float
 
@@ -110,13 +108,7 @@ def render_report(title: str, summary: Mapping[str, Mapping[str, Figure]], cards
         if number
     ]
     lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{STYLE}</style>",
-        f"<h1>{escape(title)}</h1>",
+        *page_head(title, STYLE),
         _summary_table(summary),
         f'<div class="filters">{"".join(filters)}</div>',
         f'<main class="cards" style="--card-width: {200 * most_videos + 40}px">',
@@ -165,18 +157,9 @@ def _video(video: ReportVideo) -> str:
     label = f'<span class="label">{escape(video.label)}</span>' if video.label else ""
     note = f'<span class="note">{escape(video.note)}</span>' if video.note else ""
     return (
-        f'<figure><video src="{_link(video.path)}" loop muted autoplay playsinline></video>'
+        f'<figure><video src="{escape(video_link(video.path))}" loop muted autoplay playsinline></video>'
         f'<figcaption>{label}<div class="marks">{marks}</div>{note}</figcaption></figure>'
     )
-
-
-def _link(path: str) -> str:
-    if not path or "://" in path or PurePosixPath(path).is_absolute():
-        raise InputError(
-            f"the report's video {path!r} is not a path relative to the page; write it like videos/NAME.mp4"
-        )
-    # The colon is quoted too, so that no path reads as a scheme.
-    return escape(quote(path, safe="/"))
 
 
 def _is_faulty(card: ReportCard) -> bool:

@@ -23,14 +23,20 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import ConfigError
+from simda.generation.guidance import Guidance
+from simda.generation.loras import fuse_loras
+from simda.generation.windows import Windows
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
-from simda.models.base_models import load_base_model
+from simda.models.base_models import check_finetune, load_base_model, unet_identity
 from simda.models.clip_noise import draw_clip_noise
+from simda.models.text_attention import TextCache
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import predict
 
 OutputType = Literal["np", "pt", "pil", "latent"]
+MAX_ETA = 1 - 1e-6
+"""In the first step from zero terminal SNR, DDIM at 1 takes the root of 0, which rounding may put below."""
 StepCallback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -71,16 +77,30 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def from_pretrained(
-        cls, base_model: str, adapter: str | None = None, torch_dtype: torch.dtype = torch.float32
+        cls,
+        base_model: str,
+        adapter: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        finetune: str | None = None,
+        loras: Sequence[tuple[str, float]] = (),
     ) -> TextToVideoPipeline:
         """Load a base model ("sprites", a diffusers directory, a hub name) and, if given, an adapter.
 
+        Args:
+            finetune: a model that was fine-tuned from `base_model` and takes its place, under the same adapter.
+            loras: files, local or `s3://`, with their weights; see `loras.py`.
+
         Raises:
-            InputError: the base model or the adapter cannot be used.
-            ModelMismatchError: the adapter belongs to another base.
+            InputError: one of the models cannot be used.
+            ModelMismatchError: they do not belong together.
         """
-        base = load_base_model(base_model, torch_dtype)
-        pipeline = cls(base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, base.identity)
+        if finetune:
+            check_finetune(finetune, base_model)
+        base = load_base_model(finetune or base_model, torch_dtype)
+        # What an adapter fits is what it was trained on.
+        fits = unet_identity(base_model) if finetune else base.identity
+        pipeline = cls(base.vae, base.text.text_encoder, base.text.tokenizer, base.unet, base.scheduler, fits)
+        fuse_loras(pipeline, loras)
         if adapter:
             pipeline.load_adapter(adapter)
         return pipeline
@@ -92,7 +112,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         num_frames: int = 16,
         height: int | None = None,
         width: int | None = None,
@@ -100,9 +120,15 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_correlation: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        window_frames: int = 0,
+        window_overlap: int = 0,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -117,40 +143,59 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
+            guidance_rescale: see `guidance.py`, as is
+            guidance_interval: shares of the steps between which there is guidance.
             noise_correlation: share of the initial noise, 0..1, that all frames of a clip have in common, see
                 `clip_noise.py`. At 0 (the paper's) each frame has its own; at 1 all start alike, and what moves is the
                 adapters' doing.
             generator: one per prompt, or one for all, on the CPU.
             latents: initial noise with unit variance, [b, c, f, h / factor, w / factor], instead of a draw.
+            prompt_embeds: texts that are encoded already (see `encode_prompts`), [b, n, d], instead of `prompt`; then
+            negative_prompt_embeds: of the same shape, is needed for guidance.
+            window_frames: of longer clips, the frames that go through the network at once, see `windows.py`; 0 for all.
+            window_overlap: frames that neighbouring windows share at least.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a dictionary with other `latents`.
 
         Raises:
             ConfigError: an argument is out of range, or does not fit the others; before any work.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
         side = self.unet.config.sample_size * spatial_factor(self.vae)
         height, width = side if height is None else height, side if width is None else width
-        negatives = self._negatives(negative_prompt, len(prompts))
-        self._check(prompts, num_frames, height, width, num_inference_steps, generator, output_type)
+        guidance = Guidance(guidance_scale, guidance_rescale, *guidance_interval)
+        num_clips = len(prompts) if prompt_embeds is None else len(prompt_embeds)
+        negatives = self._negatives(negative_prompt, num_clips)
+        self._check(num_clips, num_frames, height, width, num_inference_steps, generator, output_type)
+        self._check_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance)
         self._check_noise(noise_correlation, latents)
-        shape = self._latents_shape(len(prompts), num_frames, height, width, latents)
+        windows = Windows(window_frames, window_overlap)
+        shape = self._latents_shape(num_clips, num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
-        guided = guidance_scale > 1
-        texts = [*negatives, *prompts] if guided else prompts
-        prompt_embeds = encode_prompts(self.tokenizer, self.text_encoder, texts).to(self.unet.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        guided_steps = [guidance.is_on(index, len(timesteps)) for index in range(len(timesteps))]
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_prompts(prompts)
+            negative_prompt_embeds = self.encode_prompts(negatives) if any(guided_steps) else None
+        # The prompts' own stand last, for the steps without guidance.
+        embeds = torch.cat([part for part in (negative_prompt_embeds, prompt_embeds) if part is not None])
+        embeds = embeds.to(device, self.unet.dtype)
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
-        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            doubled = torch.cat([latents, latents]) if guided else latents
-            model_input = self.scheduler.scale_model_input(doubled, timestep).to(self.unet.dtype)
-            predicted = predict(self.unet, model_input, timestep.expand(len(texts)), prompt_embeds).float()
+        # Of guided and of other steps, which read other texts.
+        text_caches: dict[bool, TextCache] = {True: {}, False: {}}
+        for index, timestep in enumerate(self.progress_bar(timesteps)):
+            guided = guided_steps[index]
+            model_input = self.scheduler.scale_model_input(latents, timestep)
+            # Both halves in one pass.
+            model_input = torch.cat([model_input, model_input]) if guided else model_input
+            network = partial(self._predict, timestep, embeds[-len(model_input) :], text_caches[guided])
+            predicted = windows.predict(network, model_input)
             if guided:
-                without, with_text = predicted.chunk(2)
-                predicted = without + guidance_scale * (with_text - without)
+                predicted = guidance.combine(*predicted.chunk(2))
             latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
             if callback_on_step_end:
                 changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
@@ -159,6 +204,20 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.maybe_free_model_hooks()
         frames = self._finish(latents, output_type)
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """What the network reads of prompts, [b, n, d]; each distinct one is encoded once, and alone.
+
+        Alone, since in a batch an embedding would depend on the batch, if only in its last bits.
+        """
+        distinct = {
+            prompt: encode_prompts(self.tokenizer, self.text_encoder, [prompt]) for prompt in dict.fromkeys(prompts)
+        }
+        return torch.cat([distinct[prompt] for prompt in prompts])
+
+    def _predict(self, timestep: Tensor, embeds: Tensor, text_cache: TextCache, noisy: Tensor) -> Tensor:
+        steps = timestep.expand(len(noisy))
+        return predict(self.unet, noisy.to(self.unet.dtype), steps, embeds, text_cache).float()
 
     def _negatives(self, negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
         if negative_prompt is None or isinstance(negative_prompt, str):
@@ -169,7 +228,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def _check(
         self,
-        prompts: list[str],
+        num_clips: int,
         num_frames: int,
         height: int,
         width: int,
@@ -178,14 +237,37 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         output_type: str,
     ) -> None:
         check_frame_size(self.vae, height, width)
-        if not prompts:
+        if not num_clips:
             raise ConfigError("no prompt; give at least one")
         if num_frames < 1 or num_inference_steps < 1:
             raise ConfigError(f"num_frames={num_frames}, num_inference_steps={num_inference_steps}: both start at 1")
-        if isinstance(generator, Sequence) and len(generator) != len(prompts):
-            raise ConfigError(f"{len(generator)} generators for {len(prompts)} prompts; give one, or one per prompt")
+        if isinstance(generator, Sequence) and len(generator) != num_clips:
+            raise ConfigError(f"{len(generator)} generators for {num_clips} prompts; give one, or one per prompt")
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ConfigError(f"output_type={output_type!r}; known are np, pt, pil, latent")
+
+    def _check_embeds(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        guidance: Guidance,
+    ) -> None:
+        if prompt_embeds is None and negative_prompt_embeds is not None:
+            raise ConfigError("negative_prompt_embeds without prompt_embeds; give both or none")
+        if prompt_embeds is None:
+            return
+        if prompt is not None or negative_prompt is not None:
+            raise ConfigError("texts and embeddings of texts were given; give either prompt or prompt_embeds")
+        if guidance.scale > 1 and (
+            negative_prompt_embeds is None or negative_prompt_embeds.shape != prompt_embeds.shape
+        ):
+            found = None if negative_prompt_embeds is None else tuple(negative_prompt_embeds.shape)
+            wanted = tuple(prompt_embeds.shape)
+            raise ConfigError(
+                f"negative_prompt_embeds of shape {found}; guidance needs that of prompt_embeds, {wanted}"
+            )
 
     def _check_noise(self, noise_correlation: float, latents: Tensor | None) -> None:
         if not 0 <= noise_correlation <= 1:
@@ -225,7 +307,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             raise ConfigError(
                 f"eta={eta}: {type(self.scheduler).__name__} does not know it; use DDIMScheduler or eta=0"
             )
-        settings: dict[str, Any] = {"eta": eta} if "eta" in known else {}
+        settings: dict[str, Any] = {"eta": min(eta, MAX_ETA)} if "eta" in known else {}
         if "generator" in known:
             settings["generator"] = list(generator) if isinstance(generator, Sequence) else generator
         return settings

@@ -21,9 +21,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from simda.errors import InputError
+from simda.data.schema import describe_differences
+from simda.errors import InputError, ModelMismatchError
 from simda.models.autoencoder import Autoencoder
 
 EMBEDDED_MODELS = {"sprites": Path(__file__).parents[1] / "sprites" / "weights" / "base"}
@@ -123,6 +124,30 @@ def load_autoencoder(
     return vae.to(device).requires_grad_(False).eval()
 
 
+def autoencoder_architecture(base_model: str) -> Autoencoder:
+    """The base model's autoencoder without its weights, for what follows from its configuration alone.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    folder = resolve_base_model(base_model) / "vae"
+    kind = AUTOENCODERS[_read_config(base_model, folder / "config.json")["_class_name"]]
+    with _told_as_input(base_model), torch.device("meta"):
+        return kind.from_config(kind.load_config(folder))
+
+
+def denoiser_architecture(base_model: str) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """The base model's UNet and text encoder without their weights.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    path = resolve_base_model(base_model)
+    with _told_as_input(base_model), torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path / "unet"))
+        return unet, CLIPTextModel(CLIPTextConfig.from_pretrained(path, subfolder="text_encoder"))
+
+
 def load_text_parts(
     base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> TextParts:
@@ -132,6 +157,25 @@ def load_text_parts(
         text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
     return TextParts(tokenizer, text_encoder.to(device).requires_grad_(False).eval())
+
+
+def check_finetune(finetune: str, base_model: str) -> None:
+    """Refuse a fine-tune whose UNet is not built as that of the base model.
+
+    Raises:
+        InputError: as `resolve_base_model`, of either.
+        ModelMismatchError: another architecture, with what differs.
+    """
+
+    def architecture(name: str) -> dict[str, Any]:
+        config = _read_config(name, resolve_base_model(name) / "unet" / "config.json")
+        return {key: value for key, value in config.items() if key not in IGNORED_CONFIG_KEYS}
+
+    differences = describe_differences(architecture(base_model), architecture(finetune))
+    if differences:
+        raise ModelMismatchError(
+            f"finetune={finetune} is no fine-tune of {base_model}; their UNets differ:\n  " + "\n  ".join(differences)
+        )
 
 
 def unet_identity(base_model: str) -> str:

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from simda.errors import ConfigError
 from simda.models.adapters import SpatialAdapter, TemporalAdapter
 from simda.models.latent_shift import KeysValues, latent_shift_attention
+from simda.models.text_attention import TextCache, text_attention
 
 ADAPTER_TYPES = (SpatialAdapter, TemporalAdapter)
 CLIP_SHAPE = "clip_shape"
 NUM_FRAMES = "num_frames"
+TEXT_CACHE = "text_cache"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class AdaptedTransformer(Transformer2DModel):
         cross_attention_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the stock one; `cross_attention_kwargs` must hold `num_frames`."""
-        num_frames = (cross_attention_kwargs or {}).get(NUM_FRAMES, 0)
+        """As the stock one; `cross_attention_kwargs` must hold `num_frames`, and may hold a `text_cache`."""
+        given = cross_attention_kwargs or {}
+        num_frames = given.get(NUM_FRAMES, 0)
         if num_frames < 1 or len(hidden_states) % num_frames:
             raise ConfigError(
                 f"an adapted UNet was called on {len(hidden_states)} frames with num_frames={num_frames}; call it "
@@ -93,8 +96,8 @@ class AdaptedTransformer(Transformer2DModel):
         if self.temporal_adapter is not None:
             hidden_states = self.temporal_adapter(hidden_states, num_frames)
         height, width = hidden_states.shape[-2:]
-        shape = {CLIP_SHAPE: (num_frames, height, width)}
-        return super().forward(hidden_states, *args, cross_attention_kwargs=shape, **kwargs)
+        told = {CLIP_SHAPE: (num_frames, height, width), TEXT_CACHE: given.get(TEXT_CACHE)}
+        return super().forward(hidden_states, *args, cross_attention_kwargs=told, **kwargs)
 
 
 class AdaptedTransformerBlock(BasicTransformerBlock):
@@ -115,21 +118,22 @@ class AdaptedTransformerBlock(BasicTransformerBlock):
         class_labels: Tensor | None = None,
         added_cond_kwargs: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """h [b f, n, d] in and out; masks do not occur in this family."""
+        """h [b f, n, d] in and out, texts [b, m, e]; masks do not occur in this family."""
+        assert encoder_hidden_states is not None
         h = hidden_states
         normed = self.norm1(h)
+        told = cross_attention_kwargs or {}
+        cache = told.get(TEXT_CACHE)
         if self.only_cross_attention:
-            attended = self.attn1(normed, encoder_hidden_states=encoder_hidden_states)
+            attended = text_attention(self.attn1, normed, encoder_hidden_states, cache)
         else:
-            num_frames, height, width = (cross_attention_kwargs or {})[CLIP_SHAPE]
+            num_frames, height, width = told[CLIP_SHAPE]
             attended = latent_shift_attention(self.attn1, normed, num_frames, height, width, self.keys_values)
         if self.attention_adapter is not None:
             attended = attended + self.attention_adapter(attended)
         h = h + attended
         if self.attn2 is not None:
-            h = h + self.attn2(
-                self.norm2(h), encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask
-            )
+            h = h + text_attention(self.attn2, self.norm2(h), encoder_hidden_states, cache)
         out = h + self.ff(self.norm3(h))
         return out if self.ffn_adapter is None else out + self.ffn_adapter(h)
 
@@ -216,6 +220,7 @@ def predict(
     latents: Float[Tensor, "b c f h w"],
     timesteps: Tensor,
     prompt_embeds: Float[Tensor, "b n d"],
+    text_cache: TextCache | None = None,
     **conditions: Any,
 ) -> Float[Tensor, "b c_out f h w"]:
     """What the network predicts for noisy clips (noise or velocity, as the base was trained).
@@ -223,17 +228,18 @@ def predict(
     Args:
         timesteps: one per clip, [b].
         prompt_embeds: one text per clip.
+        text_cache: keeps the projections of `prompt_embeds` from one call to the next; for the same texts only.
         conditions: more arguments of the UNet with one entry per clip, such as `class_labels` of the x4 upscaler.
 
     A UNet without adapters takes every frame as an image.
     """
-    num_frames = latents.shape[2]
+    num_frames, adapted = latents.shape[2], has_adapters(unet)
     each_frame = {name: repeat(value, "b ... -> (b f) ...", f=num_frames) for name, value in conditions.items()}
     predicted = unet(
         rearrange(latents, "b c f h w -> (b f) c h w"),
         repeat(timesteps, "b -> (b f)", f=num_frames),
-        encoder_hidden_states=repeat(prompt_embeds, "b n d -> (b f) n d", f=num_frames),
-        cross_attention_kwargs={NUM_FRAMES: num_frames} if has_adapters(unet) else None,
+        encoder_hidden_states=prompt_embeds if adapted else repeat(prompt_embeds, "b n d -> (b f) n d", f=num_frames),
+        cross_attention_kwargs={NUM_FRAMES: num_frames, TEXT_CACHE: text_cache} if adapted else None,
         **each_frame,
     ).sample
     return rearrange(predicted, "(b f) c h w -> b c f h w", f=num_frames)

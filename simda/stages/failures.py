@@ -1,7 +1,7 @@
 """The one place where a row's exceptions are caught: what was tried becomes a result or a row of the failures table.
 
-Faults of a row (a broken video, a size that does not fit, a full disk) are recorded and the job goes on. Faults of the
-program (a misspelt attribute, a wrong argument) are not a row's fault and stop the job.
+Faults of a row (a broken video, a size that does not fit) are recorded and the job goes on. Faults of the program (a
+misspelt attribute, a wrong argument) and of the storage (a full disk) are not a row's fault and stop the job.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from simda.errors import StorageError
 
 Result = TypeVar("Result")
 
@@ -37,7 +39,7 @@ def attempt_row(
     """
     try:
         return work(), None
-    except PROGRAMMING_ERRORS:
+    except (*PROGRAMMING_ERRORS, StorageError):
         raise
     except Exception as error:
         logging.getLogger(__name__).warning("%s %s: %s: %s", stage, row_id, type(error).__name__, error)

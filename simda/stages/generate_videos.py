@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 import time
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
+from simda.config import ExtraFile
 from simda.data.schema import FAILURES, GENERATED, build_table
 from simda.data.store import OutputStore
-from simda.data.video_io import write_video
+from simda.data.video_files import VideoFiles
+from simda.generation.schedulers import make_scheduler
 from simda.generation.text_to_video import TextToVideoPipeline
+from simda.models.autoencoder import decode_latents
 from simda.stages.failures import attempt_row
 
 STAGE = "generate_videos"
+COMMON_SETTINGS = (
+    "num_frames",
+    "height_px",
+    "width_px",
+    "num_inference_steps",
+    "scheduler",
+    "eta",
+    "guidance_scale",
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_end",
+    "noise_correlation",
+    "window_frames",
+    "window_overlap",
+)
+"""What the rows of a group share, so that they go through the model together."""
+OTHER_SETTINGS = ("eta", "guidance_rescale", "guidance_start", "guidance_end", "window_frames", "window_overlap")
+"""What has no column of its own in the generated table, but a place in its `settings`."""
+MAX_TEXTS = 256
+"""Embeddings that a worker keeps: of negative prompts, and of prompts with several videos."""
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 
 Row = dict[str, Any]
 
 
 class GenerateVideos:
-    """Generate, write and record the videos of a group of rows that share shape, steps and guidance.
+    """Generate, write and record the videos of a group of rows that share `COMMON_SETTINGS`.
 
-    A group that fails is done again row by row, so that one bad row costs only itself.
+    A group for which there is not enough memory is halved, and so are later ones of its shape; a group that fails
+    otherwise is done again row by row, so that one bad row costs only itself.
 
-    Reads: rows, the group: prompt_id, prompt, negative_prompt, seed, num_frames, height_px, width_px, fps,
-        num_inference_steps, guidance_scale, noise_correlation, attempt of each.
+    Reads: rows, the group: prompt_id, prompt, negative_prompt, seed, fps, attempt and COMMON_SETTINGS of each.
     Writes: per row, prompt_id and error_type ("" when the video is written).
     """
 
@@ -44,21 +69,27 @@ class GenerateVideos:
         threads: int,
         identities: dict[str, str | None],
         provenance: dict[str, Any],
+        finetune: str | None = None,
+        loras: Sequence[tuple[str, float]] = (),
+        other_models: dict[str, Any] | None = None,
+        also_write: Sequence[ExtraFile] = (),
+        sharded: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
-        pipeline = TextToVideoPipeline.from_pretrained(base_model, adapter, torch_dtype=getattr(torch, dtype))
+        pipeline = TextToVideoPipeline.from_pretrained(base_model, adapter, getattr(torch, dtype), finetune, loras)
         self.pipeline = pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.base_scheduler = self.pipeline.scheduler
         self.store = OutputStore(output)
-        self.identities, self.provenance = identities, provenance
+        self.files = VideoFiles(self.store, also_write, sharded)
+        self.identities, self.other_models, self.provenance = identities, other_models or {}, provenance
+        self.encode = lru_cache(maxsize=MAX_TEXTS)(lambda text: self.pipeline.encode_prompts([text]))
+        self.most_rows: dict[tuple[int, ...], int] = {}
 
     def __call__(self, group: Row) -> list[Row]:
         """Write the videos of a group."""
         rows = list(group["rows"])
         done, failures = self._attempt(rows)
-        if failures and len(rows) > 1:
-            each = [self._attempt([row]) for row in rows]
-            done, failures = ([item for part in parts for item in part] for parts in zip(*each, strict=True))
         if done:
             self.store.write_shard(GENERATED, build_table(GENERATED, done, self.provenance))
         if failures:
@@ -67,28 +98,61 @@ class GenerateVideos:
         return [{"prompt_id": row["prompt_id"], "error_type": failed.get(row["prompt_id"], "")} for row in rows]
 
     def _attempt(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
-        done, failure = attempt_row(rows[0]["prompt_id"], STAGE, rows[0]["attempt"], partial(self.generate, rows))
-        return done or [], [failure] if failure else []
+        """The rows of the generated and of the failures table."""
+        shape = tuple(rows[0][name] for name in ("num_frames", "height_px", "width_px"))
+        size = self.most_rows.get(shape, len(rows))
+        if len(rows) <= size:
+            done, failure = attempt_row(rows[0]["prompt_id"], STAGE, rows[0]["attempt"], partial(self.generate, rows))
+            if failure is None:
+                return done or [], []
+            if len(rows) == 1:
+                return [], [failure]
+            size = 1
+            if is_out_of_memory(failure):
+                size = self.most_rows[shape] = len(rows) // 2
+                torch.cuda.empty_cache()
+        parts = [self._attempt(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return [row for done, _ in parts for row in done], [row for _, failures in parts for row in failures]
 
     def generate(self, rows: list[Row]) -> list[Row]:
         """Rows of the generated table; their videos are written."""
         started = time.monotonic()
-        first = rows[0]
-        clips = self.pipeline(
-            [row["prompt"] for row in rows],
-            num_frames=first["num_frames"],
-            height=first["height_px"],
-            width=first["width_px"],
-            num_inference_steps=first["num_inference_steps"],
-            guidance_scale=first["guidance_scale"],
-            noise_correlation=first["noise_correlation"],
-            negative_prompt=[row["negative_prompt"] or "" for row in rows],
-            generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
-        ).frames
+        latents = self._sample(rows)
+        # Decoding one clip while the one before is coded and written.
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            written = []
+            for row, clip in zip(rows, latents, strict=True):
+                # Alone, so that a clip's pixels do not depend on its neighbours.
+                frames = decode_latents(self.pipeline.vae, clip[None])[0]
+                pixels = (frames * 255).round().to(torch.uint8).cpu().numpy()
+                written.append(writer.submit(self._write, row, pixels, clip.float().cpu().numpy()))
+            records = [future.result() for future in written]
         seconds = (time.monotonic() - started) / len(rows)
-        return [self._write(row, clip, seconds) for row, clip in zip(rows, clips, strict=True)]
+        return [record | {"seconds": seconds} for record in records]
 
-    def _write(self, row: Row, clip: NDArray[np.float32], seconds: float) -> Row:
+    def _sample(self, rows: list[Row]) -> Tensor:
+        """Latents, [b, c, f, h, w]."""
+        common = rows[0]
+        self.pipeline.scheduler = make_scheduler(common["scheduler"], self.base_scheduler)
+        return self.pipeline(
+            num_frames=common["num_frames"],
+            height=common["height_px"],
+            width=common["width_px"],
+            num_inference_steps=common["num_inference_steps"],
+            eta=common["eta"],
+            guidance_scale=common["guidance_scale"],
+            guidance_rescale=common["guidance_rescale"],
+            guidance_interval=(common["guidance_start"], common["guidance_end"]),
+            noise_correlation=common["noise_correlation"],
+            window_frames=common["window_frames"],
+            window_overlap=common["window_overlap"],
+            prompt_embeds=torch.cat([self.encode(row["prompt"]) for row in rows]),
+            negative_prompt_embeds=torch.cat([self.encode(row["negative_prompt"] or "") for row in rows]),
+            generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
+            output_type="latent",
+        ).frames
+
+    def _write(self, row: Row, pixels: np.ndarray, latents: np.ndarray) -> Row:
         record = {
             **{name: row[name] for name in ("prompt_id", "prompt", "negative_prompt", "seed", "num_frames", "fps")},
             **{name: row[name] for name in ("num_inference_steps", "guidance_scale", "noise_correlation")},
@@ -96,9 +160,11 @@ class GenerateVideos:
             **self.identities,
             "scheduler": type(self.pipeline.scheduler).__name__,
         }
-        relative = f"videos/{row['prompt_id']}.mp4"
-        with tempfile.TemporaryDirectory(prefix="simda-") as folder:
-            path = str(Path(folder) / "video.mp4")
-            write_video((clip * 255).round().astype(np.uint8), path, row["fps"], {"comment": record})
-            self.store.put_file(relative, path)
-        return record | {"video_uri": relative, "seconds": seconds}
+        settings = {name: row[name] for name in OTHER_SETTINGS} | self.other_models
+        uri = self.files.write(row["prompt_id"], pixels, row["fps"], record | settings | self.provenance, latents)
+        return record | {"settings": json.dumps(settings, sort_keys=True), "video_uri": uri}
+
+
+def is_out_of_memory(failure: Row) -> bool:
+    """Whether a row of the failures table tells of too little memory, of a GPU or of this machine."""
+    return failure["error_type"] in OUT_OF_MEMORY or "can't allocate memory" in failure["message"]

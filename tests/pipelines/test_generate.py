@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from simda.data.schema import GENERATED
+from simda.config import load_config
+from simda.data.schema import GENERATED, build_table
 from simda.data.store import OutputStore
 from simda.data.video_io import probe, read_all_frames, read_video_metadata
 from simda.models.adapter_state import adapter_identity, save_adapter
 from simda.models.base_models import load_base_model, unet_identity
 from simda.models.video_unet import adapter_parameters, inject_adapters
+from simda.stages.generate_videos import COMMON_SETTINGS
 
 SETTINGS = (
     "base_model=sprites",
@@ -73,8 +80,105 @@ def test_a_row_gives_the_same_video_alone_in_a_batch_and_in_any_order(local_ray,
         adapter_identity(adapter),
     )
     assert '"seed": 7' in read_video_metadata(f"{tmp_path}/abc/videos/a.mp4")["comment"]
+    assert [row for row in ROWS if f'"{row}"' in (tmp_path / "abc/gallery.html").read_text()] == ["a", "b", "c"]
     info = probe(f"{tmp_path}/abc/videos/c.mp4")
     assert (info.codec, info.pixel_format, info.num_frames) == ("h264", "yuv420p", 5)
+
+
+@pytest.mark.ray
+def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, tmp_path):
+    """From a list in another format, with samplers of the rows' own, into folders, with other files beside."""
+    rows = [{"prompt": "a red star"}, {"prompt": "../../x \x01 猫", "scheduler": "dpm++", "guidance_rescale": 0.7}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = (*SETTINGS, "adapter=none", f"output={tmp_path}/out", f"prompts={tmp_path}/p.jsonl")
+    words += ("sharded=true", "also_write=[gif]")
+    assert run("generate", *words)[1]["num_done"] == 2
+    first = files_of(tmp_path / "out" / "data")
+    code, summary, err = run("generate", *words, "num_videos_per_prompt=2")
+    assert (code, summary["num_new"], summary["num_done"]) == (0, 2, 4), err
+    assert first.items() <= files_of(tmp_path / "out" / "data").items()
+    table = OutputStore(f"{tmp_path}/out").read_table(GENERATED).to_pylist()
+    assert sorted(row["scheduler"] for row in table) == ["DDIMScheduler"] * 2 + ["DPMSolverMultistepScheduler"] * 2
+    assert len({row["seed"] for row in table}) == 4
+    for row in table:
+        assert re.fullmatch(f"videos/[0-9a-f]{{2}}/{row['prompt_id']}.mp4", row["video_uri"])
+        assert (tmp_path / "out" / row["video_uri"]).is_file()
+        assert (tmp_path / "out" / row["video_uri"].replace("videos", "gif").replace("mp4", "gif")).is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
+
+
+@pytest.mark.ray
+def test_a_worker_that_is_killed_costs_nothing(local_ray, run, tmp_path):
+    words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), f"output={tmp_path}/out")
+    words += ("batch_size=1", "workers.num_workers=1", "sampling.num_inference_steps=30")
+    killed, complete = [], []
+
+    def kill_a_worker() -> None:
+        give_up = time.monotonic() + 120
+        while not killed and time.monotonic() < give_up:
+            if any((tmp_path / "out" / "videos").glob("*.mp4")):
+                family = psutil.Process().children(recursive=True)
+                killed.extend(process for process in family if "GenerateVideos" in "".join(process.cmdline()))
+            time.sleep(0.02)
+        for process in killed[:1]:
+            process.kill()
+            complete.append((tmp_path / "out" / "_manifest.json").exists())
+
+    killer = Thread(target=kill_a_worker)
+    killer.start()
+    code, summary, err = run("generate", *words)
+    killer.join()
+    assert complete == [False]
+    assert (code, summary["num_done"], summary["num_failed"]) == (0, 3, 0), err
+    assert {name: len(frames) for name, frames in videos_of(tmp_path / "out").items()} == {"a": 3, "b": 3, "c": 5}
+
+
+def test_a_row_that_was_changed_is_not_taken_for_its_former_self(run, pipeline, tmp_path, request):
+    generate = pipeline("generate")
+    request.getfixturevalue("without_ray")
+    words = (*SETTINGS, "adapter=none", f"prompts={tmp_path}/p.csv", f"output={tmp_path}/out")
+    (tmp_path / "p.csv").write_text("prompt_id,prompt,guidance_scale\na,a star,\nb,a ring,4\n")
+    config = load_config(generate.GenerateConfig, None, words)
+    work = generate.plan(config)
+    work.store.claim(work.run_key, "")
+    record = {"scheduler": "DDIMScheduler", "settings": "{}", "video_uri": "v.mp4", "seconds": 1.0, **work.identities}
+    for row in work.rows:
+        own = {name: row[name] for name in GENERATED.columns.names if name in row}
+        settings = {name: row[name] for name in COMMON_SETTINGS if name not in own}
+        work.store.write_shard(
+            GENERATED, build_table(GENERATED, [own | record | {"settings": json.dumps(settings)}], {})
+        )
+    assert run("generate", *words)[1]["num_new"] == 0
+    (tmp_path / "p.csv").write_text("prompt_id,prompt,guidance_scale,eta\na,a moon,,\nb,a ring,5,0.5\n")
+    code, _, err = run("generate", *words)
+    assert code == 2
+    for part in ("a: prompt: 'a star' -> 'a moon'", "b: guidance_scale: 4.0 -> 5.0", "b: eta: 0.0 -> 0.5"):
+        assert part in err
+
+
+@pytest.mark.ray
+def test_two_runs_on_one_output(local_ray, run, kill, tmp_path):
+    """The second does everything while the first works, which is killed then: every row once, each video whole."""
+    words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
+    out = tmp_path / "out"
+    second = {}
+
+    def run_beside() -> bool:
+        if not any((out / "videos").glob("*.mp4")):
+            return False
+        second["code"], second["summary"], second["err"] = run("generate", *words, f"output={out}")
+        return True
+
+    kill("generate", (*words, f"output={out}"), run_beside)
+    assert (second["code"], second["summary"]["num_done"]) == (0, 3), second["err"]
+    code, summary, _ = run("generate", *words, f"output={out}")
+    assert (code, summary["num_new"], summary["num_done"], summary["num_failed"]) == (0, 0, 3, 0)
+    assert sorted(row["prompt_id"] for row in OutputStore(str(out)).read_table(GENERATED).to_pylist()) == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert {name: len(frames) for name, frames in videos_of(out).items()} == {"a": 3, "b": 3, "c": 5}
 
 
 @pytest.mark.ray
@@ -132,22 +236,30 @@ def test_all_faults_of_a_prompts_file_are_told_together(run, pipeline, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("head", "change", "message"),
+    ("rows", "change", "message"),
     [
         ("text\na star\n", "", "prompt"),
         ("prompt\na star\n", "adapter={d}/nowhere", "there is no"),
         ("prompt\na star\n", "adapter={d}/foreign", "was trained on the base model"),
-        ("prompt,height\na star,30\n", "", "multiples of 4"),
+        (
+            "prompt,height\na star,32\na star,30\n",
+            "",
+            "line 3: frames of 64x30 pixels: this autoencoder takes multiples of 4",
+        ),
+        ("prompt,prompt_id\na star,../../x\n", "", "line 2: prompt_id '../../x' cannot name a file"),
+        ("prompt,eta\na star,\na star,0.5\n", "sampling.scheduler=euler", "line 3: eta=0.5: EulerDiscreteScheduler"),
+        ("prompt\na star\n", "loras=[{{path: {d}/nowhere}}]", "nowhere does not exist"),
+        ("prompt\na star\n", "finetune={d}", "folder; a diffusers directory"),
         ("prompt\na star\n", "sampling.num_frames=0", "greater than or equal to 1"),
         ("prompt\na star\n", "sampling.steps=4", "unknown setting"),
     ],
 )
-def test_bad_input_stops_it_before_it_starts(run, pipeline, adapter, tmp_path, request, head, change, message):
+def test_bad_input_stops_it_before_it_starts(run, pipeline, adapter, tmp_path, request, rows, change, message):
     pipeline("generate")
     request.getfixturevalue("without_ray")
     unet = inject_adapters(load_base_model("sprites").unet)
     save_adapter(adapter_parameters(unet), unet.adapter_config, "another", {}, f"{tmp_path}/foreign")
-    (tmp_path / "p.csv").write_text(head)
+    (tmp_path / "p.csv").write_text(rows)
     words = (f"adapter={adapter}", f"prompts={tmp_path}/p.csv", f"output={tmp_path}/out", change.format(d=tmp_path))
     code, _, err = run("generate", *SETTINGS, *(word for word in words if word))
     assert (code, message in err) == (2, True), err

@@ -61,3 +61,12 @@ def test_nearest_name() -> None:
     assert nearest_name("Num Inference-Steps", known) == "num_inference_steps"
     assert nearest_name("guidence_scale", known) == "guidance_scale"
     assert nearest_name("note", known) is None
+
+
+def test_a_tab_separated_file_without_quoting(tmp_path) -> None:
+    path = tmp_path / "p.tsv"
+    path.write_text('id\ttext\n1\t"GIGGLE" in thick letters\n2\tthe word "PEACE"\n')
+    texts = [row.values["text"] for row in read_csv(str(path), required=("id",), delimiter="\t").rows]
+    assert texts == ['"GIGGLE" in thick letters', 'the word "PEACE"']
+    path.write_text('id\ttext\n1\t"a ""tab""\there"\n')
+    assert read_csv(str(path), required=(), delimiter="\t").rows[0].values["text"] == 'a "tab"\there'

@@ -18,7 +18,7 @@ from simda.data.schema import FAILURES, GENERATED, LATENTS, METRICS, TEXT_EMBEDD
 from simda.data.store import OutputStore
 from simda.data.tensors import read_tensor, tensor_columns
 from simda.data.uris import exists, read_bytes, write_bytes
-from simda.errors import ConfigError, InputError, ModelMismatchError
+from simda.errors import ConfigError, InputError, ModelMismatchError, StorageError
 
 from .test_schema import PROVENANCE, latents_row
 
@@ -279,5 +279,5 @@ def test_where_outputs_can_be() -> None:
 
 
 def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
-    with pytest.raises((InputError, OSError), match=r"(?i)bucket|cannot be reached"):
+    with pytest.raises((InputError, StorageError), match=r"(?i)bucket|cannot be reached"):
         OutputStore("s3://no-such-bucket-here/run").claim(RUN_KEY, "")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +14,16 @@ import pytest
 from simda.data.frame_size import fit_frame, orient_frame
 from simda.data.video_decoders import decode_with_decord, decode_with_pyav, frame_numbers, suits_decord
 from simda.data.video_index import index_video
-from simda.data.video_io import probe, read_frames, read_video_metadata, write_video
-from simda.errors import VideoError
+from simda.data.video_io import (
+    H264,
+    probe,
+    read_all_frames,
+    read_frames,
+    read_video_metadata,
+    write_lossless,
+    write_video,
+)
+from simda.errors import StorageError, VideoError
 
 from .conftest import MakeVideo, counting_frames, read_numbers
 
@@ -301,9 +311,35 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         write_video(np.zeros((4, 8, 8), dtype=np.uint8), str(tmp_path / "a.mp4"), 8)
     with pytest.raises(VideoError, match="fps=0"):
         write_video(np.zeros((4, 8, 8, 3), dtype=np.uint8), str(tmp_path / "a.mp4"), 0)
-    monkeypatch.setattr("simda.data.video_io.CRF", "nonsense")
+    monkeypatch.setitem(H264.options, "crf", "nonsense")
     with pytest.raises(VideoError, match=r"a\.mp4"):
         write_video(np.zeros((4, 8, 8, 3), dtype=np.uint8), str(tmp_path / "a.mp4"), 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lossless_frames_come_back_as_they_were(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 37, 51, 3), dtype=np.uint8)
+    path = str(tmp_path / "a.mkv")
+    write_lossless(frames, path, 7.5, {"comment": {"prompt": "猫"}})
+    np.testing.assert_array_equal(read_all_frames(path), frames)
+    assert probe(path).fps == pytest.approx(7.5)
+    assert json.loads({k.lower(): v for k, v in read_video_metadata(path).items()}["comment"]) == {"prompt": "猫"}
+    first = Path(path).read_bytes()
+    write_lossless(frames, path, 7.5, {"comment": {"prompt": "猫"}})
+    assert Path(path).read_bytes() == first
+
+
+@pytest.mark.parametrize("write", [write_video, write_lossless])
+def test_a_disk_without_space_is_no_fault_of_the_video(write, tmp_path: Path) -> None:
+    """A file that may not grow stands for a disk that is full: the encoder meets either in the same call."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"a\.mkv cannot be written: File too large"):
+            write(noise, str(tmp_path / "a.mkv"), 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,21 +16,11 @@ from simda.errors import ConfigError, ModelMismatchError
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.adapter_state import save_adapter
 from simda.models.autoencoder import decode_latents
-from simda.models.base_models import unet_identity
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 
 PROMPTS = ["a red ball", "a blue box", "a ball"]
 SETTINGS = {"num_frames": 3, "num_inference_steps": 2, "output_type": "latent"}
-
-
-@pytest.fixture(scope="module")
-def adapter(make_unet, randomise_adapters, base_model, tmp_path_factory) -> str:
-    """Fits the base model of the tests, whose UNet is `make_unet()`."""
-    unet = randomise_adapters(inject_adapters(make_unet()))
-    directory = str(tmp_path_factory.mktemp("adapter"))
-    save_adapter(adapter_parameters(unet), AdapterConfig(), unet_identity(base_model), {}, directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +191,52 @@ def test_diffusers_schedulers_come_near_to_ddim(pipeline, scheduler, similarity)
     assert torch.nn.functional.cosine_similarity(clips[0].flatten(), ddim.flatten(), dim=0) > similarity
 
 
+def test_guidance_in_an_interval_of_the_steps_saves_passes(loaded):
+    """The first half with guidance, so that it is that of the whole run; then without, at half the price."""
+
+    def latents_of(**settings) -> tuple[list[Tensor], list[int]]:
+        after, batch_sizes = [], []
+        hook = loaded.unet.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
+        keep = lambda _pipeline, _step, _timestep, tensors: after.append(tensors["latents"])  # noqa: E731
+        try:
+            loaded(PROMPTS[:2], **settings, generator=generators(0, 1), callback_on_step_end=keep)
+        finally:
+            hook.remove()
+        return after, batch_sizes
+
+    steps = {**SETTINGS, "num_inference_steps": 4, "guidance_scale": 9.0}
+    whole, half = latents_of(**steps), latents_of(**steps, guidance_interval=(0.0, 0.5))
+    plain = latents_of(**{**steps, "guidance_scale": 1.0})
+    assert half[1] == [12, 12, 6, 6]
+    assert whole[1] == [12] * 4
+    for step in range(2):
+        assert torch.equal(half[0][step], whole[0][step])
+    assert (half[0][3] - whole[0][3]).abs().max() > 1e-3
+    late = latents_of(**steps, guidance_interval=(0.5, 1.0))
+    assert late[1] == [6, 6, 12, 12]
+    assert_same(late[0][1], plain[0][1])
+
+
+def test_texts_that_are_encoded_already(loaded):
+    settings = {**SETTINGS, "guidance_scale": 4.0}
+    embeds, negative = loaded.encode_prompts(PROMPTS[:2]), loaded.encode_prompts(["box", "box"])
+    given = loaded(prompt_embeds=embeds, negative_prompt_embeds=negative, **settings, generator=generators(0, 1)).frames
+    assert torch.equal(given, loaded(PROMPTS[:2], negative_prompt="box", **settings, generator=generators(0, 1)).frames)
+
+
+def test_every_distinct_prompt_is_encoded_once_and_alone(loaded):
+    batch_sizes = []
+    hook = loaded.text_encoder.register_forward_pre_hook(
+        lambda _, inputs, named: batch_sizes.append(len(named.get("input_ids", inputs and inputs[0]))), with_kwargs=True
+    )
+    try:
+        loaded([*PROMPTS, *PROMPTS], **SETTINGS, generator=generators(*range(6)))
+    finally:
+        hook.remove()
+    assert batch_sizes == [1] * 4
+    assert torch.equal(loaded.encode_prompts(PROMPTS)[1], loaded.encode_prompts(PROMPTS[1:2])[0])
+
+
 def test_without_an_adapter_frames_are_independent_images(base_model):
     plain = TextToVideoPipeline.from_pretrained(base_model)
     plain.set_progress_bar_config(disable=True)
@@ -231,6 +267,14 @@ def test_an_adapter_of_another_base_is_refused(base_model, make_unet, tmp_path):
         ({"negative_prompt": ["a", "b", "c"]}, "3 negative prompts for 2 prompts"),
         ({"generator": generators(0)}, "1 generators for 2 prompts"),
         ({"output_type": "mp4"}, "output_type='mp4'"),
+        ({"guidance_rescale": 2}, "guidance_rescale=2; it is a share"),
+        ({"guidance_interval": (0.5, 0.5)}, r"guidance_start=0.5, guidance_end=0.5; .* 0 <= start < end <= 1"),
+        ({"guidance_scale": 1.0, "guidance_rescale": 0.7}, r"have no effect at guidance_scale=1.0"),
+        ({"window_overlap": 2}, "window_frames=0, window_overlap=2"),
+        ({"window_frames": 2, "window_overlap": 2}, "overlap by less than they are long"),
+        ({"prompt_embeds": torch.zeros(2, 5, 96)}, "give either prompt or prompt_embeds"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(2, 5, 96)}, "negative_prompt_embeds of shape None"),
+        ({"negative_prompt_embeds": torch.zeros(2, 5, 96)}, "give both or none"),
         ({"noise_correlation": 1.5}, "noise_correlation=1.5; it is a share, from 0 to 1"),
         (
             {"noise_correlation": 0.5, "latents": torch.zeros(2, 4, 3, 8, 8)},

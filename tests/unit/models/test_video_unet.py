@@ -7,11 +7,16 @@ import hashlib
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from simda.errors import ConfigError
 from simda.models.latent_shift import latent_shift_attention
+from simda.models.text_attention import TextCache
 from simda.models.video_unet import (
+    AdaptedTransformerBlock,
     AdapterConfig,
     adapter_modules,
     adapter_parameters,
@@ -234,6 +239,50 @@ def test_clips_of_a_batch_do_not_mix(make_unet, randomise_adapters):
         one = slice(clip, clip + 1)
         alone = predict(unet, LATENTS[one], TIMESTEPS[one], PROMPT_EMBEDS[one])
         torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_are_projected_once_for_all_frames_and_steps(make_unet, randomise_adapters):
+    """With the projections kept, with texts repeated for every frame as the stock UNet has them, and without either."""
+    unet = randomise_adapters(inject_adapters(make_unet()))
+    projected = []
+    for block in (module for module in unet.modules() if isinstance(module, AdaptedTransformerBlock)):
+        block.attn2.to_k.register_forward_pre_hook(lambda _, inputs: projected.append(tuple(inputs[0].shape)))
+    num_sites = 4
+    plain = [predict(unet, LATENTS, step, PROMPT_EMBEDS) for step in (TIMESTEPS, TIMESTEPS - 10)]
+    assert projected == [(2, 5, 96)] * num_sites * 2
+    projected.clear()
+    cache: TextCache = {}
+    kept = [predict(unet, LATENTS, step, PROMPT_EMBEDS, cache) for step in (TIMESTEPS, TIMESTEPS - 10)]
+    assert projected == [(2, 5, 96)] * num_sites
+    for one, other in zip(kept, plain, strict=True):
+        assert torch.equal(one, other)
+    each_frame = unet(
+        rearrange(LATENTS, "b c f h w -> (b f) c h w"),
+        TIMESTEPS.repeat_interleave(3),
+        encoder_hidden_states=PROMPT_EMBEDS.repeat_interleave(3, dim=0),
+        cross_attention_kwargs={"num_frames": 3},
+    ).sample
+    torch.testing.assert_close(rearrange(each_frame, "(b f) c h w -> b c f h w", f=3), plain[0], rtol=1e-4, atol=1e-5)
+
+
+def test_operations_that_projecting_texts_once_saves():
+    """Of Stable Diffusion 1.5: 2 * 2 * tokens * 768 * the widths of 16 sites, for each frame but the first."""
+    with torch.device("meta"):
+        unet = inject_adapters(UNet2DConditionModel(**SD15), AdapterConfig())
+        frames, texts = torch.zeros(16, 4, 8, 8), torch.zeros(1, 77, 768)
+
+        def count(texts: Tensor, cache: TextCache | None = None) -> int:
+            told = {"num_frames": 16, "text_cache": cache}
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+                unet(frames, torch.zeros(16), encoder_hidden_states=texts, cross_attention_kwargs=told)
+            return counter.get_total_flops()
+
+        of_one_text = 2 * 2 * 77 * 768 * (5 * 320 + 5 * 640 + 6 * 1280)
+        once = count(texts)
+        assert count(texts.expand(16, -1, -1)) - once == 15 * of_one_text
+        cache: TextCache = {}
+        assert count(texts, cache) == once
+        assert once - count(texts, cache) == of_one_text
 
 
 def test_frames_of_a_clip_do_mix(make_unet, randomise_adapters):
