@@ -101,7 +101,7 @@ def run(config: GenerateConfig) -> Row:
 
     if todo:
         store.invalidate_manifest()
-        with ray_session():
+        with ray_session(config.workers.role):
             generate(config, group_rows(todo, config.batch_size), len(todo), identities)
 
     num_failed = len(store.failures(GENERATED))
@@ -216,8 +216,7 @@ def generate(config: GenerateConfig, groups: list[list[Row]], num_rows: int, ide
             "provenance": {"libraries": library_versions()},
         },
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
-        num_cpus=config.workers.cpus_per_worker,
-        num_gpus=config.workers.gpus_per_worker or None,
+        **config.workers.ray_options,
     )
     for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
         pass
