@@ -27,7 +27,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_yaml
+from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
 from simda.data.clip_plan import Clip, Span
 from simda.data.schema import (
@@ -143,6 +143,8 @@ class CacheLatentsConfig:
     video_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that it may take to look through a video, or to decode one of its clips; with s3://, to copy it too."""
     workers: Workers = Workers()
+    planner_role: Role | None = None
+    """Kind of machine that reads the videos' headers and plans their clips, such as `cpu-decode`; by default any."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
     retry_failed: bool = False
@@ -175,7 +177,7 @@ def run(config: CacheLatentsConfig) -> Row:
         store.clear_failures()
     record_failures(store, [stray for stray in strays if stray["id"] not in skipped])
 
-    with ray_session():
+    with ray_session(config.workers.role, config.planner_role):
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
         clips = plan_clips(config, without_filtered(store, videos), provenance, store)
@@ -289,6 +291,7 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
             "video_timeout_s": config.video_timeout_s,
         },
         num_cpus=0.5,
+        resources=on_role(config.planner_role),
     )
     rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure))
     unusable = [row for row in rows if is_failure(row)]
@@ -341,8 +344,7 @@ def in_actor_pool(
         },
         batch_size=rows_per_shard,
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(shards))),
-        num_cpus=config.workers.cpus_per_worker,
-        num_gpus=config.workers.gpus_per_worker or None,
+        **config.workers.ray_options,
     )
     yield from told.iter_rows()
 

@@ -18,7 +18,7 @@ import ray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, Uri, config_to_yaml
+from simda.config import CONFIG_RULES, Role, Uri, config_to_yaml, on_role
 from simda.data.schema import FAILURES, GENERATED, METRICS, build_table
 from simda.data.store import OutputStore
 from simda.data.uris import is_local, open_uri
@@ -49,6 +49,8 @@ class EvaluateConfig:
     """Another output of `generate` with the same prompts, to stand beside it."""
     num_shown: int = Field(default=64, ge=1)
     """Prompts on the page and the contact sheet."""
+    role: Role | None = None
+    """Kind of machine that judges, such as `cpu-decode`, on a cluster that has roles; by default any."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of videos that cannot be judged above which the command ends with exit code 3."""
 
@@ -62,12 +64,12 @@ def run(config: EvaluateConfig) -> Row:
         {"command": "evaluate", "generated": config.generated, "baseline": config.baseline}, config_to_yaml(config)
     )
     store.invalidate_manifest()
-    with ray_session():
+    with ray_session(config.role):
         # one row per video -> one row per video, judged
         judged = list(
             with_progress(
                 ray.data.from_items(rows, override_num_blocks=min(len(rows), 16))
-                .map(judge_video, num_cpus=0.5)
+                .map(judge_video, num_cpus=0.5, resources=on_role(config.role))
                 .iter_rows(),
                 "videos judged",
                 len(rows),

@@ -162,7 +162,7 @@ def run(config: GenerateConfig) -> Row:
         store.clear_failures()
     if work.groups:
         store.invalidate_manifest()
-        with ray_session():
+        with ray_session(config.workers.role):
             generate(config, work, num_todo)
 
     done = store.read_table(GENERATED, COLUMNS)
@@ -389,8 +389,7 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
             "sharded": config.sharded,
         },
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
-        num_cpus=config.workers.cpus_per_worker,
-        num_gpus=config.workers.gpus_per_worker or None,
+        **config.workers.ray_options,
     )
     for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
         pass

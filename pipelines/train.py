@@ -142,7 +142,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return {**finished, "already_done": True}
     plan = make_plan(config, clips)
     announce(plan, config.workers, clips, goes_on)
-    with ray_session(), shown_progress(store, config.num_steps):
+    with ray_session(config.workers.role), shown_progress(store, config.num_steps):
         checkpoint = run_workers(plan, config.workers, config.max_worker_failures, config.num_checkpoints_kept)
     adapter = store.uri_of(ADAPTER_FOLDER)
     write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))

@@ -62,6 +62,17 @@ ExtraFile = Literal["lossless", "gif", "frames", "latents"]
 """A setting that names what is written beside an mp4, see `data/video_files.py`."""
 
 
+Role = Annotated[str, Field(min_length=1)]
+"""A setting that names the kind of machine that work runs on: a custom resource of the cluster, see `cluster/`."""
+ROLE_SHARE = 0.001
+"""What a worker takes of the one unit that a machine offers of its role: no machine ever runs out of it."""
+
+
+def on_role(role: str | None) -> dict[str, float]:
+    """The custom resources, for Ray, of work that must run on machines of a role; nothing for none."""
+    return {role: ROLE_SHARE} if role else {}
+
+
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Workers:
     """A pool of worker processes, each with its share of the cluster."""
@@ -74,11 +85,22 @@ class Workers:
     """GPUs that Ray sets aside for each; 0 runs the model on the CPU."""
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads of each worker's tensor library; more than one seldom helps when the workers fill the cores."""
+    role: Role | None = None
+    """Kind of machine that they run on, such as `gpu-train`, on a cluster that has roles; by default any."""
 
     @property
     def device(self) -> str:
         """Where a worker's models run."""
         return "cuda" if self.gpus_per_worker else "cpu"
+
+    @property
+    def ray_options(self) -> dict[str, Any]:
+        """What each of them asks Ray for."""
+        return {
+            "num_cpus": self.cpus_per_worker,
+            "num_gpus": self.gpus_per_worker or None,
+            "resources": on_role(self.role),
+        }
 
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:

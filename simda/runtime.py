@@ -117,12 +117,23 @@ def parse_command_line(argv: list[str]) -> CommandLine:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(*roles: str | None) -> Iterator[None]:
     """Connect to the job's cluster (`RAY_ADDRESS`), or start a private Ray on this machine and stop it afterwards.
 
     The private one listens on the loopback interface only and has twice as many logical CPUs as cores, so that small
     readers and writers never starve behind the workers that do the heavy work.
+
+    Args:
+        roles: kinds of machines that the command's work will ask for; None is any.
+
+    Raises:
+        ConfigError: a role, and no cluster that could have it.
     """
+    asked = sorted({role for role in roles if role})
+    if asked and not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError(
+            f"role={asked[0]}: one machine has no roles; leave it out, or run on a cluster (see cluster/README.md)"
+        )
     # Ray's Parquet reader V2 starts 32 processes per execution, and Ray reports usage unless told not to.
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -135,6 +146,9 @@ def ray_session() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level="ERROR", log_to_driver=False)
         with _shut_down_after():
+            absent = [role for role in asked if role not in ray.cluster_resources()]
+            if absent:
+                print(f"waiting for the cluster to start {', '.join(absent)}", file=sys.stderr, flush=True)
             yield
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

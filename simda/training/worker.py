@@ -19,7 +19,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from simda.config import Workers
+from simda.config import Workers, on_role
 from simda.data.store import OutputStore
 from simda.data.uris import open_uri
 from simda.errors import ConfigError
@@ -55,7 +55,11 @@ def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, num_che
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.gpus_per_worker > 0,
-            resources_per_worker={"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker},
+            resources_per_worker={
+                "CPU": workers.cpus_per_worker,
+                "GPU": workers.gpus_per_worker,
+                **on_role(workers.role),
+            },
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_FOLDER,

@@ -110,6 +110,14 @@ def test_roles_of_clouds_are_resources_that_work_can_ask_for(name):
         assert nodes[role]["resources"][role] == 1
 
 
+def test_the_plan_asks_for_roles_that_there_are():
+    plan = yaml.safe_load((ROOT / "pipelines" / "configs" / "run.yaml").read_text())
+    settings = [step.get("settings", {}) for step in plan["steps"]]
+    asked = [value for step in settings for name, value in step.items() if name.endswith("role")]
+    assert len(asked) > len(settings)
+    assert set(asked) == set(WORKER_ROLES)
+
+
 def test_roles_of_kubernetes_are_those_of_the_clouds():
     nodes = autoscaled(cluster_spec("kuberay_cluster"))
     assert tuple(nodes) == ("headgroup", *WORKER_ROLES)

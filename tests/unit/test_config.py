@@ -81,3 +81,12 @@ def test_help_lists_every_setting_with_its_docstring() -> None:
     assert "optimizer.lr=5e-05" in lines
     assert "Frames of a clip." in lines
     assert "output=required" in lines
+
+
+def test_workers_ask_for_a_share_of_a_machine_of_their_role() -> None:
+    anywhere, trainers = Workers(gpus_per_worker=1), Workers(role="gpu-train", num_workers=64)
+    assert anywhere.ray_options == {"num_cpus": 0.5, "num_gpus": 1, "resources": {}}
+    # A machine offers one unit of its role, and all of a machine's workers must fit into it.
+    (share,) = trainers.ray_options["resources"].values()
+    assert trainers.ray_options["resources"].keys() == {"gpu-train"}
+    assert 0 < trainers.num_workers * share < 1

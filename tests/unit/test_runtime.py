@@ -9,8 +9,8 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES
-from simda.errors import InputError
-from simda.runtime import run_command, with_progress
+from simda.errors import ConfigError, InputError
+from simda.runtime import ray_session, run_command, with_progress
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -75,3 +75,9 @@ def test_errors_for_people_have_no_traceback(capsys: pytest.CaptureFixture[str])
 def test_progress_passes_every_row_and_counts_failures(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(with_progress(iter([1, 2, 3]), "clips", 3, lambda row: row == 2)) == [1, 2, 3]
     assert "clips 3/3" in capsys.readouterr().err
+
+
+def test_one_machine_has_no_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="role=gpu-train: one machine has no roles"), ray_session(None, "gpu-train"):
+        pass
