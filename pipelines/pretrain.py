@@ -72,7 +72,7 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=6000, ge=20)
+    num_steps: int = Field(default=5000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=32, ge=1)
     """Stills per step."""
@@ -80,7 +80,7 @@ class DenoiserTraining:
     """Peak of the cosine schedule."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt, which guidance needs."""
-    timestep_shift: float = Field(default=2.0, gt=0)
+    timestep_shift: float = Field(default=1.5, gt=0)
     """Above 1 trains more on noisy timesteps, where a sprite's place is decided."""
 
 

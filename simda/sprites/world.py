@@ -49,7 +49,7 @@ MIN_RADIUS_PX, MAX_RADIUS_PX = 9.0, 13.0
 GROWTH_RADII_PX = (6.5, 16.0)
 GROWTH_PX_PER_FRAME = (0.8, 1.25)
 SPEED_PX_PER_FRAME = (2.25, 4.25)
-SPIN_RAD_PER_FRAME = (np.deg2rad(10.0), np.deg2rad(20.0))
+SPIN_RAD_PER_FRAME = (np.deg2rad(10.0), np.deg2rad(20.0))  # all turn one way: a word has one meaning
 FULL_RATE_FRAMES = 8
 MARGIN_PX = 1.5
 MAX_FRAMES = 16
@@ -167,7 +167,7 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
         radius = small if motion == "growing" else small + growth * last
         growth = growth if motion == "growing" else -growth
     if motion == "spinning":
-        spin = rng.uniform(*SPIN_RAD_PER_FRAME) * rng.choice((-1, 1))
+        spin = rng.uniform(*SPIN_RAD_PER_FRAME)
     reach = max(radius, radius + growth * last) + MARGIN_PX
     x, y = (rng.uniform(reach - min(0.0, step * last), SIZE_PX - reach - max(0.0, step * last)) for step in (dx, dy))
     shade = rng.uniform(0, 2 * np.pi)
@@ -216,9 +216,9 @@ def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
 
 
 def draw_training_words(rng: np.random.Generator) -> Scene:
-    """Draw a training scene for a text-to-image model; about one in seven has no motion in its caption."""
+    """Draw a training scene for a text-to-image model; more than a quarter have no motion in their caption."""
     scene = draw_scene(rng)
-    if rng.random() < 1 / 6 and scene.motion != "spinning":
+    if rng.random() < 1 / 3 and scene.motion != "spinning":
         scene = replace(scene, motion=None)
     return scene
 

@@ -52,13 +52,13 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder of two layers of width 96."""
+    """An untrained CLIP text encoder of one layer of width 96."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
             bos_token_id=tokenizer.bos_token_id,
@@ -69,17 +69,21 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """An untrained denoiser of 16x16 latents with seven transformer blocks at 8x8 and 4x4."""
+    """An untrained denoiser of 16x16 latents with ten transformer blocks, at every resolution as Stable Diffusion's.
+
+    Adapters sit in front of transformers: without those at 16x16 they would never see a frame at its full resolution.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(32, 96, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
+        # diffusers' name for the number of heads. One where there are 256 tokens: attention's time grows with heads.
+        attention_head_dim=(1, 4, 4),
         norm_num_groups=8,
     )
 
