@@ -61,8 +61,10 @@ class Adapter:
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Optimizer:
-    """AdamW and its learning rate."""
+    """The optimiser and its learning rate."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalises the updates of the matrices, and takes AdamW for all else; lr means the same for both."""
     lr: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -165,8 +167,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
     num_parameters = count_parameters(make_plan(config, clips))
-    # Weights, two moments, a moving average, and the adapter for use; four bytes each.
-    checkpoint_bytes = 4 * num_parameters * (5 if config.optimizer.ema_decay else 4)
+    # Weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each.
+    num_moments = 1 if config.optimizer.name == "muon" else 2
+    checkpoint_bytes = 4 * num_parameters * (2 + num_moments + bool(config.optimizer.ema_decay))
     done = max((row["step"] for row in read_metrics(store)), default=0)
     rates = [row["clips_per_s"] for row in read_metrics(store)[-1:]]
     return {
@@ -232,13 +235,14 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         noise_correlation=config.noise_correlation,
         stratified_timesteps=config.stratified_timesteps,
         optimisation={
+            "optimizer": config.optimizer.name,
             "learning_rate": config.optimizer.lr,
             "learning_rate_schedule": config.optimizer.schedule,
             "num_warmup_steps": config.optimizer.num_warmup_steps,
             "weight_decay": config.optimizer.weight_decay,
-            "max_grad_norm": config.optimizer.max_grad_norm,
             "ema_decay": config.optimizer.ema_decay,
         },
+        max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
         num_threads=config.workers.threads_per_worker,

@@ -15,7 +15,7 @@ import torch
 from simda.errors import InputError
 
 STATE_FILE = "trainer_state.pt"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:

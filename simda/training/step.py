@@ -1,7 +1,8 @@
 """One optimiser step of the adapters: accumulate, average over ranks, clip, update; the base stays frozen.
 
-Plain torch, on one process or on one of many; no Ray, no files. The loss is `objective.py`'s, the order of the clips
-`latent_clips.py`'s, and `checkpoint.py` writes what `AdapterTrainer.state_dict` returns.
+Plain torch, on one process or on one of many; no Ray, no files. The loss is `objective.py`'s, the update
+`optimisation.py`'s, the order of the clips `latent_clips.py`'s, and `checkpoint.py` writes what
+`AdapterTrainer.state_dict` returns.
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from simda.errors import SimdaError
 from simda.training.objective import ClipBatch, Denoiser, DenoisingObjective
+from simda.training.optimisation import Optimisation
 
 Precision = Literal["fp32", "bf16"]
-LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,14 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 class AdapterTrainer:
-    """The adapters' parameters with all that their updates need: optimiser, schedule and moving average.
+    """The adapters' parameters with all that their updates need.
 
     Args:
         denoiser: calls the video UNet that the adapters are part of.
         adapters: their trainable parameters by name; float32.
         objective: turns a batch into a loss per clip.
-        num_steps: length of the run, for the schedule.
-        learning_rate: peak of the schedule.
-        learning_rate_schedule: the shape of the schedule, by diffusers' names.
-        num_warmup_steps: steps of linear warm-up (not with "constant").
-        weight_decay: AdamW's, decoupled.
+        optimisation: of these parameters.
         max_grad_norm: gradients are scaled down to at most this norm.
-        ema_decay: decay of the moving average of the adapters; 0 keeps none.
         precision: "bf16" runs the network under autocast; parameters and loss stay float32.
         clips_per_pass: clips per forward and backward pass; None takes a rank's whole share at once.
         average: averages tensors over ranks, in place.
@@ -78,29 +72,18 @@ class AdapterTrainer:
         denoiser: Denoiser,
         adapters: Mapping[str, nn.Parameter],
         objective: DenoisingObjective,
+        optimisation: Optimisation,
         *,
-        num_steps: int,
-        learning_rate: float = 5e-5,
-        learning_rate_schedule: LearningRateSchedule = "constant",
-        num_warmup_steps: int = 0,
-        weight_decay: float = 1e-2,
         max_grad_norm: float = 1.0,
-        ema_decay: float = 0.0,
         precision: Precision = "fp32",
         clips_per_pass: int | None = None,
         average: Callable[[Sequence[Tensor]], None] = average_over_ranks,
     ) -> None:
         self.denoiser, self.adapters, self.objective = denoiser, dict(adapters), objective
+        self.optimisation = optimisation
         self.max_grad_norm, self.precision, self.clips_per_pass = max_grad_norm, precision, clips_per_pass
         self.average = average
         self.num_steps_done = 0
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=weight_decay
-        )
-        self.schedule = get_scheduler(
-            learning_rate_schedule, self.optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_steps
-        )
-        self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay else None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -124,28 +107,21 @@ class AdapterTrainer:
                 f"training diverged at step {self.num_steps_done + 1}: loss {float(loss):.3g}, gradient norm "
                 f"{float(grad_norm):.3g}; lower optimizer.lr or use precision=fp32"
             )
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.step(self.parameters)
+        learning_rate = self.optimisation.learning_rate
+        self.optimisation.update()
         self.num_steps_done += 1
         return StepMetrics(float(loss), float(grad_norm), learning_rate)
 
     def averaged_adapters(self) -> dict[str, Tensor]:
         """The weights to use: the moving average if there is one, else the current ones; by name, detached."""
-        weights = self.ema.shadow_params if self.ema else self.parameters
-        return {name: weight.detach() for name, weight in zip(self.adapters, weights, strict=True)}
+        return dict(zip(self.adapters, self.optimisation.averaged(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on exactly: tensors, numbers and text only."""
         return {
             "num_steps_done": self.num_steps_done,
             "adapters": {name: parameter.detach() for name, parameter in self.adapters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "optimisation": self.optimisation.state_dict(),
         }
 
     @torch.no_grad()
@@ -154,11 +130,7 @@ class AdapterTrainer:
         assert state["adapters"].keys() == self.adapters.keys(), "claiming the output has checked the settings"
         for name, parameter in self.adapters.items():
             parameter.copy_(state["adapters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.parameters[0].device)
+        self.optimisation.load_state_dict(state["optimisation"])
         self.num_steps_done = state["num_steps_done"]
 
     def _accumulate_gradients(self, batch: ClipBatch) -> Tensor:

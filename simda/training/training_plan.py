@@ -20,6 +20,7 @@ from simda.models.base_models import resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
 from simda.training.objective import DenoisingObjective
+from simda.training.optimisation import Optimisation
 from simda.training.step import AdapterTrainer, Precision
 
 ADAPTER_FOLDER = "adapter"
@@ -43,7 +44,8 @@ class TrainingPlan:
         timestep_shift: above 1 trains more on noisy timesteps.
         noise_correlation: share of the noise that the frames of a clip have in common.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
-        optimisation: `AdapterTrainer`'s arguments for optimiser, schedule and moving average.
+        optimisation: `Optimisation`'s arguments.
+        max_grad_norm: gradients are scaled down to at most this norm.
         precision: "fp32" or "bf16".
         gradient_checkpointing: recompute activations in the backward pass.
         num_threads: CPU threads of a worker.
@@ -66,6 +68,7 @@ class TrainingPlan:
     noise_correlation: float
     stratified_timesteps: bool
     optimisation: dict[str, Any]
+    max_grad_norm: float
     precision: Precision
     gradient_checkpointing: bool
     num_threads: int
@@ -103,14 +106,15 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         noise_correlation=plan.noise_correlation,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
     )
+    adapters = adapter_parameters(unet)
     return AdapterTrainer(
         partial(predict, unet),
-        adapter_parameters(unet),
+        adapters,
         objective,
-        num_steps=plan.num_steps,
+        Optimisation(list(adapters.values()), num_steps=plan.num_steps, **plan.optimisation),
+        max_grad_norm=plan.max_grad_norm,
         precision=plan.precision,
         clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
-        **plan.optimisation,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from simda.errors import InputError, SimdaError
 from simda.training.checkpoint import STATE_FILE, load_state, save_state
 from simda.training.objective import ClipBatch, DenoisingObjective
+from simda.training.optimisation import Optimisation
 from simda.training.step import AdapterTrainer
 
 LATENTS = torch.randn(4, 4, 2, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -39,8 +40,11 @@ class TinyDenoiser(nn.Module):
 def make_trainer(**changes) -> AdapterTrainer:
     denoiser = TinyDenoiser()
     objective = DenoisingObjective(DDIMScheduler().config, torch.zeros(3, 4), seed=5)
-    settings = {"num_steps": 4, "learning_rate": 1e-2, "learning_rate_schedule": "cosine", "ema_decay": 0.9, **changes}
-    return AdapterTrainer(denoiser, dict(denoiser.adapter.named_parameters()), objective, **settings)
+    adapters = dict(denoiser.adapter.named_parameters())
+    optimisation = Optimisation(
+        list(adapters.values()), num_steps=4, learning_rate=1e-2, learning_rate_schedule="cosine", ema_decay=0.9
+    )
+    return AdapterTrainer(denoiser, adapters, objective, optimisation, **changes)
 
 
 def batch_of(*places: int) -> ClipBatch:
