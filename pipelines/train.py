@@ -111,6 +111,10 @@ class TrainConfig:
     """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the noise that all frames of a clip have in common; the paper's is 0. `generate` has its own."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    """Deviation of a constant in the noise of each clip and channel; about 0.1 teaches very dark and bright clips."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Weighs each clip by min(SNR, gamma) / SNR of its timestep; 5 is usual, null weighs all alike."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
@@ -233,6 +237,8 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         caption_dropout=config.caption_dropout,
         timestep_shift=config.timestep_shift,
         noise_correlation=config.noise_correlation,
+        noise_offset=config.noise_offset,
+        min_snr_gamma=config.min_snr_gamma,
         stratified_timesteps=config.stratified_timesteps,
         optimisation={
             "optimizer": config.optimizer.name,

@@ -71,6 +71,7 @@ class LatentClips:
             latents=torch.stack([self._latents_of(clip, step) for clip in clips]),
             prompt_embeds=torch.stack([self._embeds_of(int(self._embedding_rows[clip.row])) for clip in clips]),
             places=[clip.place for clip in clips],
+            clip_ids=[self._ids_and_captions["clip_id"][clip.row].as_py() for clip in clips],
         )
 
     def null_prompt_embeds(self) -> Tensor:

@@ -7,18 +7,19 @@ Plain torch, on one process or on one of many; no Ray, no files. The loss is `ob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from simda.errors import SimdaError
-from simda.training.objective import ClipBatch, Denoiser, DenoisingObjective
+from simda.training.objective import NUM_QUARTERS, ClipBatch, Denoiser, DenoisingObjective
 from simda.training.optimisation import Optimisation
+from simda.training.ranks import Ranks
 
 Precision = Literal["fp32", "bf16"]
 
@@ -31,26 +32,35 @@ class StepMetrics:
         loss: mean over the clips, before the update.
         grad_norm: Euclidean norm of the adapters' gradient, before clipping.
         learning_rate: the one that this step used.
+        error_sums: sums of the clips' unweighted errors in each quarter of the noise schedule, from clean to noise; a
+            mean over the ranks, as `num_clips` is.
+        num_clips: clips in each quarter.
     """
 
     loss: float
     grad_norm: float
     learning_rate: float
+    error_sums: list[float]
+    num_clips: list[float]
 
 
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the process group; nothing without one.
+class DivergenceError(SimdaError):
+    """The loss or its gradient is no longer finite, on all ranks at the same step; trying again would not help."""
 
-    The adapters' gradients are few, so one flat all-reduce after the last backward pass does what
-    DistributedDataParallel would do, with a summing order that does not depend on when the process was started.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+
+@dataclass
+class _Totals:
+    """Of a rank's share of a batch, as it goes through in parts."""
+
+    loss: Tensor
+    error_sums: Tensor
+    num_clips: Tensor
+    broken_clips: list[str]
+
+    @classmethod
+    def zero(cls, device: torch.device) -> _Totals:
+        loss, sums, counts = (torch.zeros(shape, device=device) for shape in ((), NUM_QUARTERS, NUM_QUARTERS))
+        return cls(loss, sums, counts, [])
 
 
 class AdapterTrainer:
@@ -64,7 +74,7 @@ class AdapterTrainer:
         max_grad_norm: gradients are scaled down to at most this norm.
         precision: "bf16" runs the network under autocast; parameters and loss stay float32.
         clips_per_pass: clips per forward and backward pass; None takes a rank's whole share at once.
-        average: averages tensors over ranks, in place.
+        ranks: that share each step's batch.
     """
 
     def __init__(
@@ -77,12 +87,12 @@ class AdapterTrainer:
         max_grad_norm: float = 1.0,
         precision: Precision = "fp32",
         clips_per_pass: int | None = None,
-        average: Callable[[Sequence[Tensor]], None] = average_over_ranks,
+        ranks: Ranks | None = None,
     ) -> None:
         self.denoiser, self.adapters, self.objective = denoiser, dict(adapters), objective
         self.optimisation = optimisation
         self.max_grad_norm, self.precision, self.clips_per_pass = max_grad_norm, precision, clips_per_pass
-        self.average = average
+        self.ranks = ranks or Ranks()
         self.num_steps_done = 0
 
     @property
@@ -97,20 +107,23 @@ class AdapterTrainer:
             batch: this rank's share of the step's batch; equally large on every rank.
 
         Raises:
-            SimdaError: the loss or its gradient is no longer finite.
+            DivergenceError: the loss or its gradient is no longer finite; with the step and the clips.
         """
-        loss = self._accumulate_gradients(batch)
-        self.average([loss, *self._gradients()])
+        totals = self._accumulate_gradients(batch)
+        self.ranks.average([totals.loss, totals.error_sums, totals.num_clips, *self._gradients()])
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):
-            raise SimdaError(
-                f"training diverged at step {self.num_steps_done + 1}: loss {float(loss):.3g}, gradient norm "
-                f"{float(grad_norm):.3g}; lower optimizer.lr or use precision=fp32"
-            )
+        if not torch.isfinite(totals.loss + grad_norm):
+            raise self._divergence(totals, float(grad_norm), batch)
         learning_rate = self.optimisation.learning_rate
         self.optimisation.update()
         self.num_steps_done += 1
-        return StepMetrics(float(loss), float(grad_norm), learning_rate)
+        return StepMetrics(
+            float(totals.loss),
+            float(grad_norm),
+            learning_rate,
+            error_sums=totals.error_sums.tolist(),
+            num_clips=totals.num_clips.tolist(),
+        )
 
     def averaged_adapters(self) -> dict[str, Tensor]:
         """The weights to use: the moving average if there is one, else the current ones; by name, detached."""
@@ -133,16 +146,32 @@ class AdapterTrainer:
         self.optimisation.load_state_dict(state["optimisation"])
         self.num_steps_done = state["num_steps_done"]
 
-    def _accumulate_gradients(self, batch: ClipBatch) -> Tensor:
-        num_clips = len(batch.places)
-        total = torch.zeros((), device=batch.latents.device)
+    def _accumulate_gradients(self, batch: ClipBatch) -> _Totals:
+        device, num_clips = batch.latents.device, len(batch.places)
+        totals = _Totals.zero(device)
         for part in batch.split(self.clips_per_pass or num_clips):
-            with self._autocast(batch.latents.device.type):
-                losses = self.objective.loss_per_clip(self.denoiser, part, self.num_steps_done)
-            loss = losses.sum() / num_clips
+            with self._autocast(device.type):
+                found = self.objective.clip_errors(self.denoiser, part, self.num_steps_done)
+            loss = (found.errors * self.objective.weights(found.timesteps)).sum() / num_clips
             loss.backward()
-            total += loss.detach()
-        return total
+            errors = found.errors.detach()
+            totals.loss += loss.detach()
+            totals.error_sums.index_add_(0, self.objective.quarters(found.timesteps), errors)
+            totals.num_clips.index_add_(0, self.objective.quarters(found.timesteps), torch.ones_like(errors))
+            totals.broken_clips.extend(
+                name for name, error in zip(part.clip_ids, errors.tolist(), strict=True) if not math.isfinite(error)
+            )
+        return totals
+
+    def _divergence(self, totals: _Totals, grad_norm: float, batch: ClipBatch) -> DivergenceError:
+        broken = self.ranks.gather(totals.broken_clips)
+        clips = broken or self.ranks.gather(batch.clip_ids)
+        whose = "the loss of these clips is not finite" if broken else "each loss is finite, of these clips"
+        return DivergenceError(
+            f"training diverged at step {self.num_steps_done + 1}: loss {float(totals.loss):.3g}, gradient norm "
+            f"{grad_norm:.3g}; {whose}: {', '.join(clips)}. Look at these rows of the latents table; if they are in "
+            "order, lower optimizer.lr or use precision=fp32"
+        )
 
     def _gradients(self) -> list[Tensor]:
         untouched = [name for name, parameter in self.adapters.items() if parameter.grad is None]

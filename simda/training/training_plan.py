@@ -43,6 +43,8 @@ class TrainingPlan:
         caption_dropout: share of captions replaced by the null prompt.
         timestep_shift: above 1 trains more on noisy timesteps.
         noise_correlation: share of the noise that the frames of a clip have in common.
+        noise_offset: deviation of what is added to the noise of each channel of a clip.
+        min_snr_gamma: bound of the weights by signal-to-noise ratio; None weighs all alike.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
         optimisation: `Optimisation`'s arguments.
         max_grad_norm: gradients are scaled down to at most this norm.
@@ -66,6 +68,8 @@ class TrainingPlan:
     caption_dropout: float
     timestep_shift: float
     noise_correlation: float
+    noise_offset: float
+    min_snr_gamma: float | None
     stratified_timesteps: bool
     optimisation: dict[str, Any]
     max_grad_norm: float
@@ -104,6 +108,8 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         caption_dropout=plan.caption_dropout,
         timestep_shift=plan.timestep_shift,
         noise_correlation=plan.noise_correlation,
+        noise_offset=plan.noise_offset,
+        min_snr_gamma=plan.min_snr_gamma,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
     )
     adapters = adapter_parameters(unet)

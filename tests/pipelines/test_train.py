@@ -24,6 +24,7 @@ from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.latent_clips import LatentClips
+from simda.training.ranks import Ranks
 from simda.training.step import AdapterTrainer
 from simda.training.training_plan import build_trainer
 
@@ -133,15 +134,16 @@ def train_in_this_process(
     barrier, shared, trainers = threading.Barrier(world_size), {}, {}
 
     def run_rank(rank: int) -> list[float]:
-        def average(tensors: Sequence[torch.Tensor]) -> None:
-            shared[rank] = [tensor.clone() for tensor in tensors]
-            barrier.wait()
-            for tensor, *parts in zip(tensors, *shared.values(), strict=True):
-                tensor.copy_(sum(parts) / world_size)
-            barrier.wait()
+        class ThreadRanks(Ranks):
+            def average(self, tensors: Sequence[torch.Tensor]) -> None:
+                shared[rank] = [tensor.clone() for tensor in tensors]
+                barrier.wait()
+                for tensor, *parts in zip(tensors, *shared.values(), strict=True):
+                    tensor.copy_(sum(parts) / world_size)
+                barrier.wait()
 
         trainer = trainers[rank]
-        trainer.average = average
+        trainer.ranks = ThreadRanks()
         return [trainer.step(clips.batch(step, 4, rank, world_size)).loss for step in range(NUM_STEPS)]
 
     for rank in range(world_size):
