@@ -26,6 +26,7 @@ from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
 from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, run_command
+from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
@@ -145,9 +146,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         print(f"{store.uri} is finished already; nothing to do", file=sys.stderr)
         return {**finished, "already_done": True}
     plan = make_plan(config, clips)
-    announce(plan, config.workers, clips, goes_on)
+    announce(plan, config.workers, clips, Checkpoints(store).find() if goes_on else FoundCheckpoint(None))
     with ray_session(), shown_progress(store, config.num_steps):
-        checkpoint = run_workers(plan, config.workers, config.max_worker_failures, config.num_checkpoints_kept)
+        checkpoint = run_workers(plan, config.workers, config.max_worker_failures)
     adapter = store.uri_of(ADAPTER_FOLDER)
     write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
     last = read_metrics(store)[-1]
@@ -253,17 +254,20 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         gradient_checkpointing=config.gradient_checkpointing,
         num_threads=config.workers.threads_per_worker,
         checkpoint_every=config.checkpoint_every,
+        num_checkpoints_kept=config.num_checkpoints_kept,
         log_every=config.log_every,
         provenance={"config": config_to_dict(config), "data": clips.identity(), "latents": clips.provenance},
     )
 
 
-def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, goes_on: bool) -> None:
+def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, found: FoundCheckpoint) -> None:
     """Say what is going to happen, since workers take a while to start."""
+    for fault in found.faults:
+        print(f"left out: {fault}", file=sys.stderr)
     print(
-        f"{'going on' if goes_on else 'training'}: {count_parameters(plan):,} parameters, {plan.num_steps} steps of "
-        f"{plan.batch_size} from {clips.num_clips} clips of {'x'.join(map(str, clips.clip_shape))}; starting "
-        f"{workers.num_workers} workers",
+        f"{f'going on from {found.name}' if found.name else 'training'}: {count_parameters(plan):,} parameters, "
+        f"{plan.num_steps} steps of {plan.batch_size} from {clips.num_clips} clips of "
+        f"{'x'.join(map(str, clips.clip_shape))}; starting {workers.num_workers} workers",
         file=sys.stderr,
         flush=True,
     )

@@ -9,13 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from simda.models.adapter_state import save_adapter
+from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
 from simda.models.base_models import resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
@@ -52,6 +51,7 @@ class TrainingPlan:
         gradient_checkpointing: recompute activations in the backward pass.
         num_threads: CPU threads of a worker.
         checkpoint_every: steps between checkpoints.
+        num_checkpoints_kept: latest checkpoints to keep.
         log_every: steps between lines of the curves.
         provenance: of the adapter, for its header.
     """
@@ -77,6 +77,7 @@ class TrainingPlan:
     gradient_checkpointing: bool
     num_threads: int
     checkpoint_every: int
+    num_checkpoints_kept: int
     log_every: int
     provenance: dict[str, Any]
 
@@ -132,12 +133,9 @@ def count_parameters(plan: TrainingPlan) -> int:
     return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
 
 
-def save_trained_adapter(trainer: AdapterTrainer, plan: TrainingPlan, folder: Path) -> None:
-    """Write the adapter as it stands, for use: an adapter directory under `folder`."""
-    save_adapter(
-        trainer.averaged_adapters(),
-        plan.adapter,
-        unet_identity(plan.base_model),
-        {**plan.provenance, "num_steps_done": trainer.num_steps_done},
-        str(folder / ADAPTER_FOLDER),
-    )
+def trained_adapter_files(trainer: AdapterTrainer, plan: TrainingPlan) -> dict[str, bytes]:
+    """The adapter as it stands, for use: the files of an adapter directory by their names."""
+    provenance = {**plan.provenance, "num_steps_done": trainer.num_steps_done}
+    weights = trainer.averaged_adapters()
+    packed = pack_adapter(weights, plan.adapter, unet_identity(plan.base_model), provenance)
+    return {f"{ADAPTER_FOLDER}/{ADAPTER_FILE}": packed}

@@ -147,3 +147,17 @@ def test_missing_unfinished_and_empty_outputs_are_refused(tmp_path: Path):
 def test_no_null_prompt_no_training(tmp_path: Path):
     with pytest.raises(InputError, match="lack the null prompt"):
         LatentClips(write_tables(tmp_path, [latents_row(0)], embeddings=EMBEDDINGS[:3]), 6, seed=0)
+
+
+def test_a_table_that_vanishes_during_training_is_named(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(20)]), num_frames=6, seed=0)
+    for file in (tmp_path / "data").glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"\.parquet can no longer be read: .*bring it back"):
+        clips.batch(0, 4)
+
+
+def test_a_batch_names_its_clips(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(20)]), num_frames=6, seed=0)
+    batch = clips.batch(3, 4)
+    assert [int(name.removeprefix("clip-")) for name in batch.clip_ids] == batch.latents[:, 0, 0, 0, 0].int().tolist()
