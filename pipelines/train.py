@@ -27,6 +27,7 @@ from simda.models.base_models import autoencoder_identity, text_identity, unet_i
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, run_command
 from simda.training.checkpoint import Checkpoints, FoundCheckpoint
+from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
@@ -35,7 +36,7 @@ from simda.training.worker import run_workers
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
-    "checkpoint_every", "num_checkpoints_kept", "log_every",
+    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
 )  # fmt: skip
 
 
@@ -131,6 +132,10 @@ class TrainConfig:
     """Steps between checkpoints: the most that a crash can cost."""
     num_checkpoints_kept: int = Field(default=2, ge=1)
     """Latest checkpoints to keep."""
+    num_validation_clips: int = Field(default=0, ge=0)
+    """Clips held out from training, in whole videos, to measure a loss with always the same noise; 0 holds out none."""
+    validate_every: int = Field(default=500, ge=1)
+    """Steps between two measurements of that loss."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
 
@@ -158,8 +163,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "num_steps": last["step"],
         "num_clips": clips.num_clips,
         "loss": last["loss"],
+        "validation_loss": last.get("validation_loss"),
         "clips_per_s": last["clips_per_s"],
         "metrics": store.uri_of(METRICS_FILE),
+        "curves": store.uri_of(PLOT_FILE),
         "seconds": round(time.monotonic() - started, 1),
     }
     store.write_manifest(summary)
@@ -205,7 +212,7 @@ def open_latents(config: TrainConfig) -> LatentClips:
             f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
             f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
         )
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
@@ -253,6 +260,8 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
         num_threads=config.workers.threads_per_worker,
+        num_validation_clips=config.num_validation_clips,
+        validate_every=config.validate_every,
         checkpoint_every=config.checkpoint_every,
         num_checkpoints_kept=config.num_checkpoints_kept,
         log_every=config.log_every,

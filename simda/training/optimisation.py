@@ -6,7 +6,8 @@ whether they are usable, is `step.py`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -84,6 +85,19 @@ class Optimisation:
         """The weights to use: the moving average if there is one, else the current ones; detached."""
         weights = self._ema.shadow_params if self._ema else self._parameters
         return [weight.detach() for weight in weights]
+
+    @contextmanager
+    def averaged_in_place(self) -> Iterator[None]:
+        """For the length of the block, the parameters are `averaged`."""
+        if self._ema is None:
+            yield
+            return
+        self._ema.store(self._parameters)
+        self._ema.copy_to(self._parameters)
+        try:
+            yield
+        finally:
+            self._ema.restore(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and text only."""

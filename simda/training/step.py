@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from simda.errors import SimdaError
-from simda.training.objective import NUM_QUARTERS, ClipBatch, Denoiser, DenoisingObjective
+from simda.training.objective import NUM_QUARTERS, ClipBatch, ClipErrors, Denoiser, DenoisingObjective
 from simda.training.optimisation import Optimisation
 from simda.training.ranks import Ranks
 
@@ -44,6 +44,21 @@ class StepMetrics:
     num_clips: list[float]
 
 
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """What clips that are not trained on measured.
+
+    Attributes:
+        loss: mean of their unweighted errors.
+        error_sums: as in `StepMetrics`.
+        num_clips: as in `StepMetrics`.
+    """
+
+    loss: float
+    error_sums: list[float]
+    num_clips: list[float]
+
+
 class DivergenceError(SimdaError):
     """The loss or its gradient is no longer finite, on all ranks at the same step; trying again would not help."""
 
@@ -61,6 +76,11 @@ class _Totals:
     def zero(cls, device: torch.device) -> _Totals:
         loss, sums, counts = (torch.zeros(shape, device=device) for shape in ((), NUM_QUARTERS, NUM_QUARTERS))
         return cls(loss, sums, counts, [])
+
+    def count(self, objective: DenoisingObjective, found: ClipErrors) -> None:
+        quarters, errors = objective.quarters(found.timesteps), found.errors.detach()
+        self.error_sums.index_add_(0, quarters, errors)
+        self.num_clips.index_add_(0, quarters, torch.ones_like(errors))
 
 
 class AdapterTrainer:
@@ -125,6 +145,22 @@ class AdapterTrainer:
             num_clips=totals.num_clips.tolist(),
         )
 
+    @torch.no_grad()
+    def validate(self, objective: DenoisingObjective, batch: ClipBatch | None) -> ValidationMetrics:
+        """Errors of the adapters to use on clips of all ranks, with the noise of step 0 of `objective`.
+
+        Args:
+            batch: this rank's share; the shares may differ in size.
+        """
+        totals = _Totals.zero(self.parameters[0].device)
+        with self.optimisation.averaged_in_place():
+            for part in batch.split(self.clips_per_pass or len(batch.places)) if batch else []:
+                with self._autocast(totals.loss.device.type):
+                    totals.count(objective, objective.clip_errors(self.denoiser, part, step=0))
+        self.ranks.average([totals.error_sums, totals.num_clips])
+        loss = float(totals.error_sums.sum() / totals.num_clips.sum())
+        return ValidationMetrics(loss, totals.error_sums.tolist(), totals.num_clips.tolist())
+
     def averaged_adapters(self) -> dict[str, Tensor]:
         """The weights to use: the moving average if there is one, else the current ones; by name, detached."""
         return dict(zip(self.adapters, self.optimisation.averaged(), strict=True))
@@ -154,12 +190,12 @@ class AdapterTrainer:
                 found = self.objective.clip_errors(self.denoiser, part, self.num_steps_done)
             loss = (found.errors * self.objective.weights(found.timesteps)).sum() / num_clips
             loss.backward()
-            errors = found.errors.detach()
             totals.loss += loss.detach()
-            totals.error_sums.index_add_(0, self.objective.quarters(found.timesteps), errors)
-            totals.num_clips.index_add_(0, self.objective.quarters(found.timesteps), torch.ones_like(errors))
+            totals.count(self.objective, found)
             totals.broken_clips.extend(
-                name for name, error in zip(part.clip_ids, errors.tolist(), strict=True) if not math.isfinite(error)
+                name
+                for name, error in zip(part.clip_ids, found.errors.tolist(), strict=True)
+                if not math.isfinite(error)
             )
         return totals
 

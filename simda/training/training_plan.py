@@ -50,6 +50,8 @@ class TrainingPlan:
         precision: "fp32" or "bf16".
         gradient_checkpointing: recompute activations in the backward pass.
         num_threads: CPU threads of a worker.
+        num_validation_clips: clips that are held out, at least.
+        validate_every: steps between two losses of them.
         checkpoint_every: steps between checkpoints.
         num_checkpoints_kept: latest checkpoints to keep.
         log_every: steps between lines of the curves.
@@ -76,6 +78,8 @@ class TrainingPlan:
     precision: Precision
     gradient_checkpointing: bool
     num_threads: int
+    num_validation_clips: int
+    validate_every: int
     checkpoint_every: int
     num_checkpoints_kept: int
     log_every: int
@@ -103,7 +107,7 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
     if plan.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     objective = DenoisingObjective(
-        DDPMScheduler.load_config(path, subfolder="scheduler"),
+        noise_scheduler_config(plan),
         clips.null_prompt_embeds().to(device),
         seed=plan.seed,
         caption_dropout=plan.caption_dropout,
@@ -123,6 +127,28 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         precision=plan.precision,
         clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
     )
+
+
+def build_validation_objective(plan: TrainingPlan, clips: LatentClips) -> DenoisingObjective:
+    """The same noise and evenly spread timesteps each time, and the same for all seeds, so that runs compare."""
+    return DenoisingObjective(
+        noise_scheduler_config(plan),
+        clips.null_prompt_embeds(),
+        seed=0,
+        caption_dropout=0.0,
+        noise_correlation=plan.noise_correlation,
+        stratify_over=clips.num_held_out,
+    )
+
+
+def noise_scheduler_config(plan: TrainingPlan) -> dict[str, Any]:
+    """The base model's own noise schedule."""
+    return DDPMScheduler.load_config(resolve_base_model(plan.base_model), subfolder="scheduler")
+
+
+def open_clips(plan: TrainingPlan) -> LatentClips:
+    """The clips of the plan."""
+    return LatentClips(plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips)
 
 
 def count_parameters(plan: TrainingPlan) -> int:

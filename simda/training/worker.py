@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -22,11 +23,17 @@ from simda.data.store import OutputStore
 from simda.data.uris import open_uri
 from simda.errors import ConfigError, SimdaError
 from simda.training.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoint_name
+from simda.training.curves import Curves
 from simda.training.latent_clips import LatentClips
-from simda.training.metrics_log import MetricsLog
 from simda.training.objective import ClipBatch
-from simda.training.step import AdapterTrainer, DivergenceError, StepMetrics
-from simda.training.training_plan import TrainingPlan, build_trainer, trained_adapter_files
+from simda.training.step import AdapterTrainer, DivergenceError
+from simda.training.training_plan import (
+    TrainingPlan,
+    build_trainer,
+    build_validation_objective,
+    open_clips,
+    trained_adapter_files,
+)
 
 
 def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int) -> str:
@@ -108,7 +115,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     plan = TrainingPlan.from_settings(settings)
     torch.set_num_threads(plan.num_threads)
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    clips = LatentClips(plan.latents, plan.num_frames, plan.seed)
+    clips = open_clips(plan)
     trainer = build_trainer(plan, clips, get_device(), world_size)
     with Checkpoints(OutputStore(plan.output), plan.num_checkpoints_kept) as checkpoints:
         # One rank looks, so that all go on from the same one.
@@ -131,61 +138,47 @@ def train_to_the_end(
     world_size: int,
 ) -> None:
     """All steps that are left; rank 0 writes the curves and the checkpoints."""
-    curves = Curves(plan, trainer.num_steps_done) if rank == 0 else None
-    for batch in read_ahead(clips, plan, trainer.num_steps_done, rank, world_size):
-        metrics = trainer.step(batch.to(get_device()))
-        if not curves:
-            continue
-        done = trainer.num_steps_done
-        curves.add(done, metrics)
-        if done % plan.checkpoint_every == 0 or done == plan.num_steps:
-            curves.write()
-            checkpoints.save(done, trainer.state_dict(), trained_adapter_files(trainer, plan))
+    device = get_device()
+    held_out, validation_objective = clips.held_out(rank, world_size), build_validation_objective(plan, clips)
+    with open_curves(plan, trainer.num_steps_done) if rank == 0 else nullcontext() as curves:
+        for batch, waited_s in read_ahead(clips, plan, trainer.num_steps_done, rank, world_size):
+            metrics, done, validation = trainer.step(batch.to(device)), trainer.num_steps_done, None
+            is_last = done == plan.num_steps
+            if clips.num_held_out and (done % plan.validate_every == 0 or is_last):
+                validation = trainer.validate(validation_objective, held_out and held_out.to(device))
+            if curves is None:
+                continue
+            curves.add(done, metrics, waited_s, validation)
+            if done % plan.checkpoint_every == 0 or is_last:
+                curves.write()
+                checkpoints.save(done, trainer.state_dict(), trained_adapter_files(trainer, plan))
 
 
-def read_ahead(clips: LatentClips, plan: TrainingPlan, first: int, rank: int, world_size: int) -> Iterator[ClipBatch]:
-    """This rank's share of every batch from step `first` on; the next one is read while the current one is used."""
+def open_curves(plan: TrainingPlan, num_steps_done: int) -> Curves:
+    """The curves of a run that goes on after some steps."""
+    return Curves(
+        OutputStore(plan.output),
+        num_steps=plan.num_steps,
+        num_steps_done=num_steps_done,
+        batch_size=plan.batch_size,
+        log_every=plan.log_every,
+    )
+
+
+def read_ahead(
+    clips: LatentClips, plan: TrainingPlan, first: int, rank: int, world_size: int
+) -> Iterator[tuple[ClipBatch, float]]:
+    """This rank's share of every batch from step `first` on, and the seconds that it was waited for.
+
+    The next one is read while the current one is used.
+    """
     with ThreadPoolExecutor(1) as reader:
         steps = range(first, plan.num_steps)
         coming = [reader.submit(clips.batch, step, plan.batch_size, rank, world_size) for step in steps[:1]]
         for step in steps:
+            started = time.monotonic()
             batch = coming.pop().result()
+            waited_s = time.monotonic() - started
             if step + 1 < plan.num_steps:
                 coming.append(reader.submit(clips.batch, step + 1, plan.batch_size, rank, world_size))
-            yield batch
-
-
-class Curves:
-    """Turns the metrics of steps into lines of `metrics.jsonl`, on rank 0.
-
-    A line holds the mean loss since the last one (after a restart, since the checkpoint).
-    """
-
-    def __init__(self, plan: TrainingPlan, first: int) -> None:
-        self._plan, self._first, self._started = plan, first, time.monotonic()
-        self._log = MetricsLog(OutputStore(plan.output), first)
-        self._losses: list[float] = []
-
-    def add(self, done: int, metrics: StepMetrics) -> None:
-        """Note the metrics of step `done` (from 1)."""
-        self._losses.append(metrics.loss)
-        if done % self._plan.log_every and done != self._plan.num_steps:
-            return
-        seconds = time.monotonic() - self._started
-        steps_per_s = (done - self._first) / seconds
-        self._log.append(
-            {
-                "step": done,
-                "loss": sum(self._losses) / len(self._losses),
-                "grad_norm": metrics.grad_norm,
-                "learning_rate": metrics.learning_rate,
-                "clips_per_s": round(steps_per_s * self._plan.batch_size, 3),
-                "seconds": round(seconds, 2),
-                "seconds_left": round((self._plan.num_steps - done) / steps_per_s, 1),
-            }
-        )
-        self._losses.clear()
-
-    def write(self) -> None:
-        """Write all lines so far."""
-        self._log.write()
+            yield batch, waited_s

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from simda.config import load_config
@@ -27,10 +28,9 @@ from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
-from simda.training.latent_clips import LatentClips
 from simda.training.ranks import Ranks
 from simda.training.step import AdapterTrainer
-from simda.training.training_plan import build_trainer
+from simda.training.training_plan import build_trainer, build_validation_objective
 
 CAPTIONS = ("a red ball", "a blue box", "")
 NUM_STEPS = 12
@@ -44,6 +44,8 @@ SETTINGS = (
     "checkpoint_every=2",
     "num_checkpoints_kept=6",
     "log_every=1",
+    "num_validation_clips=2",
+    "validate_every=4",
 )
 
 
@@ -157,7 +159,7 @@ def killed_worker(file: Path) -> Iterator[None]:
         workers: list[psutil.Process] = []
         while not done.wait(0.005):
             if len(workers) < 2:
-                workers = [process for process in psutil.process_iter(["cmdline"]) if is_worker(process)]
+                workers = [child for child in psutil.Process().children(recursive=True) if is_worker(child)]
             elif file.exists() and file.stat().st_mtime_ns > written:
                 workers[-1].kill()
                 killed.append(workers[-1])
@@ -174,7 +176,9 @@ def killed_worker(file: Path) -> Iterator[None]:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return "ray::RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    with suppress(psutil.Error):
+        return "ray::RayTrainWorker" in " ".join(process.cmdline())
+    return False
 
 
 def train_in_this_process(
@@ -182,7 +186,7 @@ def train_in_this_process(
 ) -> tuple[AdapterTrainer, list[float]]:
     """The same run without Ray and without interruption; threads stand in for ranks and average at a barrier."""
     config = load_config(train.TrainConfig, None, [*words, "output=unused"])
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = train.open_latents(config)
     barrier, shared, trainers = threading.Barrier(world_size), {}, {}
 
     def run_rank(rank: int) -> list[float]:
@@ -237,6 +241,12 @@ def test_damaged_checkpoints_are_told_and_the_one_before_is_used(finished: Path)
 def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str, ...], train: ModuleType):
     trainer, losses = train_in_this_process(train, words, world_size=1)
     curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row["validation_loss"] for row in curves if "validation_loss" in row}
+    assert list(validated) == [4, 8, 12]
+    config = load_config(train.TrainConfig, None, [*words, "output=unused"])
+    clips = train.open_latents(config)
+    objective = build_validation_objective(train.make_plan(config, clips), clips)
+    assert validated[12] == pytest.approx(trainer.validate(objective, clips.held_out()).loss, rel=1e-4)
     assert [row["loss"] for row in curves] == pytest.approx(losses, rel=1e-5)
     weights = adapter_of(finished)
     for name, weight in trainer.averaged_adapters().items():
@@ -249,9 +259,8 @@ def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_l
 ):
     latents = write_latents(tmp_path / "latents", models, spoilt=3)
     output = tmp_path / "run"
-    settings = (*words, f"latents={latents}", f"output={output}", "checkpoint_every=1")
-    config = load_config(train.TrainConfig, None, settings)
-    clips = LatentClips(latents, config.num_frames, config.seed)
+    settings = (*words, f"latents={latents}", f"output={output}", "checkpoint_every=1", "num_validation_clips=0")
+    clips = train.open_latents(load_config(train.TrainConfig, None, settings))
     batches = [clips.batch(step, 4).clip_ids for step in range(NUM_STEPS)]
     good_steps = next(step for step, names in enumerate(batches) if "clip-3" in names)
     code, _, err = run("train", *settings)
@@ -265,11 +274,14 @@ def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_l
 @pytest.mark.ray
 def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
     manifest = json.loads((finished / "_manifest.json").read_text())
-    assert (manifest["complete"], manifest["num_steps"], manifest["num_clips"]) == (True, NUM_STEPS, 10)
+    assert (manifest["complete"], manifest["num_steps"], manifest["num_clips"]) == (True, NUM_STEPS, 8)
     header = read_adapter_header(str(finished / "adapter"))
     assert header.provenance["num_steps_done"] == NUM_STEPS
     assert header.provenance["config"]["base_model"] == base_model
     assert header.provenance["data"]["num_clips"] == 10
+    assert Image.open(finished / "curves.png").format == "PNG"
+    # The run that went on at step 3 wrote one, and so did the one after the worker was killed.
+    assert (finished / "tensorboard" / "events.out.tfevents.0000000002.simda").exists()
 
 
 @pytest.mark.ray
@@ -287,7 +299,7 @@ def train_steps(
     train: ModuleType, words: tuple[str, ...], num_steps: int, *changes: str
 ) -> tuple[AdapterTrainer, list[float]]:
     config = load_config(train.TrainConfig, None, [*words, "output=unused", *changes])
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = train.open_latents(config)
     trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
     return trainer, [trainer.step(clips.batch(step, 4)).loss for step in range(num_steps)]
 
@@ -324,7 +336,7 @@ def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], tra
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
     assert code == 0
-    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (10, [4, 3, 8, 8], 4.8)
+    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (8, [4, 3, 8, 8], 6.0)
     assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
     assert counts["num_parameters"] == sum(
         sites * (2 * width**2 + 6 * width) for width, sites in {96: 3, 128: 4}.items()

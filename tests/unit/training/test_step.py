@@ -15,7 +15,7 @@ from simda.training.checkpoint import pack_state, unpack_state
 from simda.training.objective import ClipBatch, DenoisingObjective
 from simda.training.optimisation import Optimisation
 from simda.training.ranks import Ranks
-from simda.training.step import AdapterTrainer, DivergenceError
+from simda.training.step import AdapterTrainer, DivergenceError, ValidationMetrics
 
 LATENTS = torch.randn(4, 4, 2, 4, 6, generator=torch.Generator().manual_seed(1))
 PROMPT_EMBEDS = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(2))
@@ -183,3 +183,27 @@ def test_errors_are_counted_by_quarter_of_the_schedule_and_weights_make_the_loss
         inside = (found.timesteps >= 250 * quarter) & (found.timesteps < 250 * (quarter + 1))
         assert metrics.num_clips[quarter] == int(inside.sum())
         assert metrics.error_sums[quarter] == pytest.approx(float(found.errors.detach()[inside].sum()))
+
+
+def test_validation_measures_the_averaged_adapters_over_all_ranks_and_changes_nothing(undisturbed):
+    ranks = ThreadRanks(2)
+    trainers = [make_trainer(ranks=ranks.of(rank)) for rank in (0, 1)]
+    objective = DenoisingObjective(DDIMScheduler().config, torch.zeros(3, 4), seed=8, caption_dropout=0.0)
+
+    def run_rank(rank: int) -> tuple[list[float], ValidationMetrics]:
+        share = batch_of(2 * rank, 2 * rank + 1)
+        losses = train(trainers[rank], 2, share)
+        measured = trainers[rank].validate(objective, batch_of(0, 1, 2) if rank == 0 else None)
+        return losses + train(trainers[rank], 2, share), measured
+
+    with ThreadPoolExecutor(2) as pool:
+        (losses, measured), other = pool.map(run_rank, (0, 1))
+    assert losses == pytest.approx(undisturbed[1], rel=1e-5)
+    assert measured == other[1]
+    reference = make_trainer()
+    train(reference, 2, batch_of(0, 1, 2, 3))
+    denoiser = reference.denoiser
+    denoiser.adapter.load_state_dict(reference.averaged_adapters())
+    errors = objective.clip_errors(denoiser, batch_of(0, 1, 2), step=0).errors.detach()
+    assert measured.loss == pytest.approx(float(errors.mean()), rel=1e-4)
+    assert sum(measured.error_sums) / sum(measured.num_clips) == pytest.approx(measured.loss)
