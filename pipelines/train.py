@@ -26,6 +26,8 @@ from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
 from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, run_command
+from simda.training.checkpoint import Checkpoints, FoundCheckpoint
+from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
@@ -34,7 +36,7 @@ from simda.training.worker import run_workers
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
-    "checkpoint_every", "num_checkpoints_kept", "log_every",
+    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
 )  # fmt: skip
 
 
@@ -63,8 +65,10 @@ class Adapter:
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Optimizer:
-    """AdamW and its learning rate."""
+    """The optimiser and its learning rate."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalises the updates of the matrices, and takes AdamW for all else; lr means the same for both."""
     lr: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
@@ -111,6 +115,10 @@ class TrainConfig:
     """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the noise that all frames of a clip have in common; the paper's is 0. `generate` has its own."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    """Deviation of a constant in the noise of each clip and channel; about 0.1 teaches very dark and bright clips."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Weighs each clip by min(SNR, gamma) / SNR of its timestep; 5 is usual, null weighs all alike."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
@@ -126,6 +134,10 @@ class TrainConfig:
     """Steps between checkpoints: the most that a crash can cost."""
     num_checkpoints_kept: int = Field(default=2, ge=1)
     """Latest checkpoints to keep."""
+    num_validation_clips: int = Field(default=0, ge=0)
+    """Clips held out from training, in whole videos, to measure a loss with always the same noise; 0 holds out none."""
+    validate_every: int = Field(default=500, ge=1)
+    """Steps between two measurements of that loss."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
 
@@ -141,9 +153,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         print(f"{store.uri} is finished already; nothing to do", file=sys.stderr)
         return {**finished, "already_done": True}
     plan = make_plan(config, clips)
-    announce(plan, config.workers, clips, goes_on)
+    announce(plan, config.workers, clips, Checkpoints(store).find() if goes_on else FoundCheckpoint(None))
     with ray_session(config.workers.role), shown_progress(store, config.num_steps):
-        checkpoint = run_workers(plan, config.workers, config.max_worker_failures, config.num_checkpoints_kept)
+        checkpoint = run_workers(plan, config.workers, config.max_worker_failures)
     adapter = store.uri_of(ADAPTER_FOLDER)
     write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
     last = read_metrics(store)[-1]
@@ -153,8 +165,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "num_steps": last["step"],
         "num_clips": clips.num_clips,
         "loss": last["loss"],
+        "validation_loss": last.get("validation_loss"),
         "clips_per_s": last["clips_per_s"],
         "metrics": store.uri_of(METRICS_FILE),
+        "curves": store.uri_of(PLOT_FILE),
         "seconds": round(time.monotonic() - started, 1),
     }
     store.write_manifest(summary)
@@ -167,8 +181,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
     num_parameters = count_parameters(make_plan(config, clips))
-    # Weights, two moments, a moving average, and the adapter for use; four bytes each.
-    checkpoint_bytes = 4 * num_parameters * (5 if config.optimizer.ema_decay else 4)
+    # Weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each.
+    num_moments = 1 if config.optimizer.name == "muon" else 2
+    checkpoint_bytes = 4 * num_parameters * (2 + num_moments + bool(config.optimizer.ema_decay))
     done = max((row["step"] for row in read_metrics(store)), default=0)
     rates = [row["clips_per_s"] for row in read_metrics(store)[-1:]]
     return {
@@ -199,7 +214,7 @@ def open_latents(config: TrainConfig) -> LatentClips:
             f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
             f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
         )
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
@@ -232,30 +247,38 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         caption_dropout=config.caption_dropout,
         timestep_shift=config.timestep_shift,
         noise_correlation=config.noise_correlation,
+        noise_offset=config.noise_offset,
+        min_snr_gamma=config.min_snr_gamma,
         stratified_timesteps=config.stratified_timesteps,
         optimisation={
+            "optimizer": config.optimizer.name,
             "learning_rate": config.optimizer.lr,
             "learning_rate_schedule": config.optimizer.schedule,
             "num_warmup_steps": config.optimizer.num_warmup_steps,
             "weight_decay": config.optimizer.weight_decay,
-            "max_grad_norm": config.optimizer.max_grad_norm,
             "ema_decay": config.optimizer.ema_decay,
         },
+        max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
         num_threads=config.workers.threads_per_worker,
+        num_validation_clips=config.num_validation_clips,
+        validate_every=config.validate_every,
         checkpoint_every=config.checkpoint_every,
+        num_checkpoints_kept=config.num_checkpoints_kept,
         log_every=config.log_every,
         provenance={"config": config_to_dict(config), "data": clips.identity(), "latents": clips.provenance},
     )
 
 
-def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, goes_on: bool) -> None:
+def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, found: FoundCheckpoint) -> None:
     """Say what is going to happen, since workers take a while to start."""
+    for fault in found.faults:
+        print(f"left out: {fault}", file=sys.stderr)
     print(
-        f"{'going on' if goes_on else 'training'}: {count_parameters(plan):,} parameters, {plan.num_steps} steps of "
-        f"{plan.batch_size} from {clips.num_clips} clips of {'x'.join(map(str, clips.clip_shape))}; starting "
-        f"{workers.num_workers} workers",
+        f"{f'going on from {found.name}' if found.name else 'training'}: {count_parameters(plan):,} parameters, "
+        f"{plan.num_steps} steps of {plan.batch_size} from {clips.num_clips} clips of "
+        f"{'x'.join(map(str, clips.clip_shape))}; starting {workers.num_workers} workers",
         file=sys.stderr,
         flush=True,
     )

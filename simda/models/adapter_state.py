@@ -56,6 +56,15 @@ def save_adapter(
     Returns:
         The URI of the file.
     """
+    uri = join_uri(directory, ADAPTER_FILE)
+    write_bytes(uri, pack_adapter(weights, config, base, provenance))
+    return uri
+
+
+def pack_adapter(
+    weights: Mapping[str, Tensor], config: AdapterConfig, base: str, provenance: Mapping[str, Any]
+) -> bytes:
+    """An adapter file as bytes; arguments as `save_adapter`'s."""
     header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -63,9 +72,7 @@ def save_adapter(
         "config": json.dumps(config.to_dict(), sort_keys=True),
         "provenance": json.dumps(provenance, sort_keys=True),
     }
-    uri = join_uri(directory, ADAPTER_FILE)
-    write_bytes(uri, save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, header))
-    return uri
+    return save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, header)
 
 
 def read_adapter_header(adapter: str) -> AdapterHeader:

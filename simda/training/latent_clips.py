@@ -7,6 +7,7 @@ Which clips a step has is `clip_order.py`'s, how their bytes are read `tensor_ta
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from simda.data.schema import LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS
 from simda.data.store import OutputStore
 from simda.data.uris import exists
-from simda.errors import InputError
+from simda.errors import ConfigError, InputError
 from simda.training.clip_order import ClipOrder, PlacedClip
 from simda.training.objective import ClipBatch
 from simda.training.tensor_table import TensorTable
@@ -36,9 +37,11 @@ class LatentClips:
         uri: the output directory of `cache_latents`.
         num_frames: frames of a training clip; of longer clips, a seeded span that is new at each visit.
         seed: decides the order of the clips and their spans.
+        num_held_out: clips that are not trained on, at least; whole videos, since clips of one video are alike.
 
     Attributes:
-        num_clips: distinct clips.
+        num_clips: distinct clips that are trained on.
+        num_held_out: distinct clips that are not.
         clip_shape: (channels, frames, height, width) of a training clip's latents.
         provenance: what the table's metadata says of the models and the preprocessing.
 
@@ -46,31 +49,49 @@ class LatentClips:
         InputError: missing, unfinished or empty; clips of several shapes, or shorter than asked; a caption without
             its embedding.
         ModelMismatchError: files that do not belong together.
+        ConfigError: nothing would be left to train on.
     """
 
-    def __init__(self, uri: str, num_frames: int, seed: int) -> None:
+    def __init__(self, uri: str, num_frames: int, seed: int, num_held_out: int = 0) -> None:
         store = open_finished(uri)
         self.provenance = store.provenance(LATENTS) | store.provenance(TEXT_EMBEDDINGS)
         self._latents = TensorTable(
-            store, LATENTS, "latents", ("clip_id", "caption", "latents_shape"), cache_bytes=CACHE_BYTES
+            store, LATENTS, "latents", ("clip_id", "video_uri", "caption", "latents_shape"), cache_bytes=CACHE_BYTES
         )
         self._embeddings = TensorTable(store, TEXT_EMBEDDINGS, "prompt_embeds", ("caption",), cache_bytes=CACHE_BYTES)
         self._rows = _rows_in_order_of_ids(self._latents.light["clip_id"])
         light = self._latents.light.take(self._rows)
-        self.num_clips = len(light)
+        is_held_out = _held_out(light["video_uri"], num_held_out)
+        self._trained, self._held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+        self.num_clips, self.num_held_out = len(self._trained), len(self._held_out)
+        if not self.num_clips:
+            raise ConfigError(
+                f"num_validation_clips={num_held_out} leaves nothing to train on: {uri} has {len(light)} clips, and "
+                "whole videos are held out; use fewer, or cache more videos"
+            )
         self.clip_shape = _common_shape(light["latents_shape"], num_frames, uri)
         self._embedding_rows = self._find_embeddings(light["caption"], uri)
         self._ids_and_captions = light.select(["clip_id", "caption"])
         window_clips = max(1, CACHE_BYTES // 2 // (LATENT_BYTES * int(np.prod(self.clip_shape))))
-        self.order = ClipOrder(self._latents.groups[self._rows], seed, window_clips)
+        self.order = ClipOrder(self._latents.groups[self._rows[self._trained]], seed, window_clips)
 
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> ClipBatch:
         """The share of `rank` in the batch of `step` (from 0), on the CPU in float32."""
         clips = self.order.batch(step, batch_size, rank, world_size)
+        return self._read([PlacedClip(int(self._trained[clip.row]), clip.place) for clip in clips], step)
+
+    def held_out(self, rank: int = 0, world_size: int = 1) -> ClipBatch | None:
+        """The share of `rank` in the clips that are not trained on, always the same; None if it has none."""
+        clips = [PlacedClip(int(row), place) for place, row in enumerate(self._held_out)][rank::world_size]
+        return self._read(clips, step=0) if clips else None
+
+    def _read(self, clips: Sequence[PlacedClip], step: int) -> ClipBatch:
+        """Clips whose rows count all clips, trained on or not."""
         return ClipBatch(
             latents=torch.stack([self._latents_of(clip, step) for clip in clips]),
             prompt_embeds=torch.stack([self._embeds_of(int(self._embedding_rows[clip.row])) for clip in clips]),
             places=[clip.place for clip in clips],
+            clip_ids=[self._ids_and_captions["clip_id"][clip.row].as_py() for clip in clips],
         )
 
     def null_prompt_embeds(self) -> Tensor:
@@ -78,12 +99,12 @@ class LatentClips:
         return self._embeds_of(self._null_row)
 
     def identity(self) -> dict[str, Any]:
-        """What was trained on: the number of clips, and a hash of their ids and captions."""
+        """What the table holds: the number of clips, and a hash of their ids and captions."""
         digest = hashlib.sha256()
         for batch in self._ids_and_captions.to_batches(max_chunksize=65536):
             for column in batch.columns:
                 digest.update("\0".join(column.to_pylist()).encode())
-        return {"num_clips": self.num_clips, "clips_sha256": digest.hexdigest()}
+        return {"num_clips": len(self._ids_and_captions), "clips_sha256": digest.hexdigest()}
 
     def _latents_of(self, clip: PlacedClip, step: int) -> Tensor:
         latents = self._latents.tensor(int(self._rows[clip.row]))
@@ -130,6 +151,20 @@ def _rows_in_order_of_ids(ids: pa.ChunkedArray) -> np.ndarray:
     ordered = ids.take(rows)
     is_new = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy()
     return rows.to_numpy()[np.concatenate([[True], is_new])]
+
+
+def _held_out(video_uris: pa.ChunkedArray, num_clips: int) -> np.ndarray:
+    """Which clips to hold out, [num_clips]: those of the first videos by a hash of their names."""
+    if not num_clips:
+        return np.zeros(len(video_uris), dtype=bool)
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(video_uris).to_pylist()}
+    chosen, num_found = [], 0
+    for name in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if num_found >= num_clips:
+            break
+        chosen.append(name)
+        num_found += counts[name]
+    return pc.is_in(video_uris, value_set=pa.array(chosen, pa.string())).to_numpy()
 
 
 def _common_shape(shapes: pa.ChunkedArray, num_frames: int, uri: str) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""The curves of a run, `OUTPUT/metrics.jsonl`: one line per so many steps, written by rank 0, shown by the driver.
+"""The lines of a run, `OUTPUT/metrics.jsonl`: one per so many steps, written by rank 0, shown by the driver.
 
 The file is replaced whole at each write, so that readers never see half a line and a run that resumes can take back the
 steps that it is going to repeat. It is also how progress reaches the terminal: workers may be on other machines, the
@@ -17,6 +17,7 @@ from typing import Any
 
 from simda.data.store import OutputStore
 from simda.data.uris import exists, read_text, write_bytes
+from simda.training.curves_plot import PLOT_FILE, plot_curves
 
 METRICS_FILE = "metrics.jsonl"
 WRITE_EVERY_S = 2.0
@@ -56,7 +57,10 @@ def read_metrics(store: OutputStore) -> list[dict[str, Any]]:
 
 @contextmanager
 def shown_progress(store: OutputStore, num_steps: int) -> Iterator[None]:
-    """Print a line to stderr for each new line of the curves, from a thread, for the length of the block."""
+    """Print a line to stderr for each new line of the curves, from a thread, for the length of the block.
+
+    However it ends, the curves are there as a picture.
+    """
     stop = threading.Event()
 
     def follow() -> None:
@@ -77,6 +81,7 @@ def shown_progress(store: OutputStore, num_steps: int) -> Iterator[None]:
     finally:
         stop.set()
         follower.join()
+        write_bytes(store.uri_of(PLOT_FILE), plot_curves(read_metrics(store)))
 
 
 def _last_step(rows: list[dict[str, Any]]) -> int:
@@ -85,7 +90,8 @@ def _last_step(rows: list[dict[str, Any]]) -> int:
 
 def progress_line(row: dict[str, Any], num_steps: int) -> str:
     """A line of the curves for people."""
+    validation = f"  validation {row['validation_loss']:.4f}" if "validation_loss" in row else ""
     return (
-        f"step {row['step']}/{num_steps}  loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s  "
+        f"step {row['step']}/{num_steps}  loss {row['loss']:.4f}{validation}  {row['clips_per_s']:.1f} clips/s  "
         f"{row['seconds_left']:.0f} s left"
     )

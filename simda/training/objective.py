@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from simda.errors import ConfigError
 from simda.models.clip_noise import draw_clip_noise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+NUM_QUARTERS = 4
 
 Level = TypeVar("Level", float, Tensor)
 
@@ -38,15 +40,17 @@ class ClipBatch:
         latents: scaled latents, [b, c, f, h, w].
         prompt_embeds: the text encoder's output for each caption, [b, tokens, width].
         places: place of each row in the step's whole batch, from 0; decides its noise.
+        clip_ids: of the rows, for messages.
     """
 
     latents: Tensor
     prompt_embeds: Tensor
     places: Sequence[int]
+    clip_ids: Sequence[str]
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same rows on another device."""
-        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places)
+        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places, self.clip_ids)
 
     def split(self, num_clips: int) -> list[ClipBatch]:
         """Consecutive parts of `num_clips` rows (the last may be smaller)."""
@@ -54,7 +58,7 @@ class ClipBatch:
         return [self._part(slice(start, start + num_clips)) for start in starts]
 
     def _part(self, rows: slice) -> ClipBatch:
-        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows])
+        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows], self.clip_ids[rows])
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,19 @@ class Draws:
     noise: Float[Tensor, "b c f h w"]
     timesteps: Int[Tensor, " b"]
     drops_caption: Tensor
+
+
+@dataclass(frozen=True)
+class ClipErrors:
+    """How far the predictions for some clips are from the truth.
+
+    Attributes:
+        errors: mean squared error of each clip, [b]; differentiable.
+        timesteps: the timestep that each clip had, [b].
+    """
+
+    errors: Float[Tensor, " b"]
+    timesteps: Int[Tensor, " b"]
 
 
 def _draw_gaussians(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
@@ -89,6 +106,10 @@ class DenoisingObjective:
         timestep_shift: above 1 draws noisier timesteps, where what all frames share (layout and motion) is decided.
         noise_correlation: share of the noise that all frames of a clip have in common, see `clip_noise.py`; the
             paper's is 0.
+        noise_offset: deviation of a constant that is added to the noise of each channel of a clip, the same in all of
+            its frames, so that very dark and very bright clips are learnt; 0 adds none.
+        min_snr_gamma: weigh each clip by min(SNR, gamma) over the SNR of its timestep, so that nearly clean ones do not
+            outweigh the rest; None weighs all alike.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
 
@@ -105,6 +126,8 @@ class DenoisingObjective:
         caption_dropout: float = 0.1,
         timestep_shift: float = 1.0,
         noise_correlation: float = 0.0,
+        noise_offset: float = 0.0,
+        min_snr_gamma: float | None = None,
         stratify_over: int | None = None,
     ) -> None:
         # Whatever sampler the base ships with, noise is added by the schedule that they all share.
@@ -117,7 +140,8 @@ class DenoisingObjective:
         self.null_prompt_embeds = null_prompt_embeds
         self.seed, self.caption_dropout = seed, caption_dropout
         self.timestep_shift, self.stratify_over = timestep_shift, stratify_over
-        self.noise_correlation = noise_correlation
+        self.noise_correlation, self.noise_offset = noise_correlation, noise_offset
+        self.min_snr_gamma = min_snr_gamma
 
     def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
         """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
@@ -130,14 +154,14 @@ class DenoisingObjective:
                 level = (place % self.stratify_over + level) / self.stratify_over
             timesteps.append(int(shift_timesteps(level, self.timestep_shift) * num_timesteps))
             drops.append(bool(drop < self.caption_dropout))
-            noise.append(draw_clip_noise(partial(_draw_gaussians, rng), clip_shape, self.noise_correlation))
+            noise.append(self._draw_noise(rng, clip_shape))
         return Draws(torch.stack(noise), torch.tensor(timesteps), torch.tensor(drops))
 
-    def loss_per_clip(self, denoiser: Denoiser, batch: ClipBatch, step: int) -> Float[Tensor, " b"]:
-        """Mean squared error of each clip's prediction, [b]; differentiable.
+    def clip_errors(self, denoiser: Denoiser, batch: ClipBatch, step: int) -> ClipErrors:
+        """The error of each clip's prediction, at the timestep and with the noise of its place in `step`.
 
-        The noise is independent for every frame, but for what `noise_correlation` makes common, and the timestep is one
-        for the whole clip.
+        The noise is independent for every frame, but for what `noise_correlation` and `noise_offset` make common, and
+        the timestep is one for the whole clip.
 
         Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 14; Salimans and Ho, "Progressive
         Distillation", appendix D, for v.
@@ -148,7 +172,32 @@ class DenoisingObjective:
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
         prediction = denoiser(noisy, timesteps, self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption))
         target = self._target(latents, noise, timesteps)
-        return F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+        errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+        return ClipErrors(errors, timesteps)
+
+    def weights(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """What the error of a clip at each timestep counts in the loss.
+
+        Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", arXiv 2303.09556, section
+        3.4: a weight of min(SNR, gamma) for the error of the clean clip, which is 1 / SNR of the noise's and 1 / (SNR
+        + 1) of the velocity's.
+        """
+        if self.min_snr_gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        snr = compute_snr(self.noise_scheduler, timesteps)
+        if self.prediction_type == "epsilon":
+            return (self.min_snr_gamma / snr).clamp(max=1.0)
+        return snr.clamp(max=self.min_snr_gamma) / (snr + 1)
+
+    def quarters(self, timesteps: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The quarter of the noise schedule that each timestep lies in, 0 (clean) to 3 (noise)."""
+        return timesteps * NUM_QUARTERS // self.noise_scheduler.config.num_train_timesteps
+
+    def _draw_noise(self, rng: np.random.Generator, clip_shape: Sequence[int]) -> Tensor:
+        noise = draw_clip_noise(partial(_draw_gaussians, rng), clip_shape, self.noise_correlation)
+        if not self.noise_offset:
+            return noise
+        return noise + self.noise_offset * _draw_gaussians(rng, (clip_shape[0], 1, 1, 1))
 
     def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         if self.prediction_type == "epsilon":

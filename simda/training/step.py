@@ -1,27 +1,27 @@
 """One optimiser step of the adapters: accumulate, average over ranks, clip, update; the base stays frozen.
 
-Plain torch, on one process or on one of many; no Ray, no files. The loss is `objective.py`'s, the order of the clips
-`latent_clips.py`'s, and `checkpoint.py` writes what `AdapterTrainer.state_dict` returns.
+Plain torch, on one process or on one of many; no Ray, no files. The loss is `objective.py`'s, the update
+`optimisation.py`'s, the order of the clips `latent_clips.py`'s, and `checkpoint.py` writes what
+`AdapterTrainer.state_dict` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from simda.errors import SimdaError
-from simda.training.objective import ClipBatch, Denoiser, DenoisingObjective
+from simda.training.objective import NUM_QUARTERS, ClipBatch, ClipErrors, Denoiser, DenoisingObjective
+from simda.training.optimisation import Optimisation
+from simda.training.ranks import Ranks
 
 Precision = Literal["fp32", "bf16"]
-LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -32,45 +32,69 @@ class StepMetrics:
         loss: mean over the clips, before the update.
         grad_norm: Euclidean norm of the adapters' gradient, before clipping.
         learning_rate: the one that this step used.
+        error_sums: sums of the clips' unweighted errors in each quarter of the noise schedule, from clean to noise; a
+            mean over the ranks, as `num_clips` is.
+        num_clips: clips in each quarter.
     """
 
     loss: float
     grad_norm: float
     learning_rate: float
+    error_sums: list[float]
+    num_clips: list[float]
 
 
-def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its mean over the process group; nothing without one.
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """What clips that are not trained on measured.
 
-    The adapters' gradients are few, so one flat all-reduce after the last backward pass does what
-    DistributedDataParallel would do, with a summing order that does not depend on when the process was started.
+    Attributes:
+        loss: mean of their unweighted errors.
+        error_sums: as in `StepMetrics`.
+        num_clips: as in `StepMetrics`.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+
+    loss: float
+    error_sums: list[float]
+    num_clips: list[float]
+
+
+class DivergenceError(SimdaError):
+    """The loss or its gradient is no longer finite, on all ranks at the same step; trying again would not help."""
+
+
+@dataclass
+class _Totals:
+    """Of a rank's share of a batch, as it goes through in parts."""
+
+    loss: Tensor
+    error_sums: Tensor
+    num_clips: Tensor
+    broken_clips: list[str]
+
+    @classmethod
+    def zero(cls, device: torch.device) -> _Totals:
+        loss, sums, counts = (torch.zeros(shape, device=device) for shape in ((), NUM_QUARTERS, NUM_QUARTERS))
+        return cls(loss, sums, counts, [])
+
+    def count(self, objective: DenoisingObjective, found: ClipErrors) -> None:
+        quarters, errors = objective.quarters(found.timesteps), found.errors.detach()
+        self.error_sums.index_add_(0, quarters, errors)
+        self.num_clips.index_add_(0, quarters, torch.ones_like(errors))
 
 
 class AdapterTrainer:
-    """The adapters' parameters with all that their updates need: optimiser, schedule and moving average.
+    """The adapters' parameters with all that their updates need.
 
     Args:
         denoiser: calls the video UNet that the adapters are part of.
         adapters: their trainable parameters by name; float32.
         objective: turns a batch into a loss per clip.
-        num_steps: length of the run, for the schedule.
-        learning_rate: peak of the schedule.
-        learning_rate_schedule: the shape of the schedule, by diffusers' names.
-        num_warmup_steps: steps of linear warm-up (not with "constant").
-        weight_decay: AdamW's, decoupled.
+        optimisation: of these parameters.
         max_grad_norm: gradients are scaled down to at most this norm.
-        ema_decay: decay of the moving average of the adapters; 0 keeps none.
         precision: "bf16" runs the network under autocast; parameters and loss stay float32.
         clips_per_pass: clips per forward and backward pass; None takes a rank's whole share at once.
-        average: averages tensors over ranks, in place.
+        ranks: that share each step's batch.
     """
 
     def __init__(
@@ -78,29 +102,18 @@ class AdapterTrainer:
         denoiser: Denoiser,
         adapters: Mapping[str, nn.Parameter],
         objective: DenoisingObjective,
+        optimisation: Optimisation,
         *,
-        num_steps: int,
-        learning_rate: float = 5e-5,
-        learning_rate_schedule: LearningRateSchedule = "constant",
-        num_warmup_steps: int = 0,
-        weight_decay: float = 1e-2,
         max_grad_norm: float = 1.0,
-        ema_decay: float = 0.0,
         precision: Precision = "fp32",
         clips_per_pass: int | None = None,
-        average: Callable[[Sequence[Tensor]], None] = average_over_ranks,
+        ranks: Ranks | None = None,
     ) -> None:
         self.denoiser, self.adapters, self.objective = denoiser, dict(adapters), objective
+        self.optimisation = optimisation
         self.max_grad_norm, self.precision, self.clips_per_pass = max_grad_norm, precision, clips_per_pass
-        self.average = average
+        self.ranks = ranks or Ranks()
         self.num_steps_done = 0
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=weight_decay
-        )
-        self.schedule = get_scheduler(
-            learning_rate_schedule, self.optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_steps
-        )
-        self.ema = EMAModel(self.parameters, decay=ema_decay) if ema_decay else None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -114,38 +127,50 @@ class AdapterTrainer:
             batch: this rank's share of the step's batch; equally large on every rank.
 
         Raises:
-            SimdaError: the loss or its gradient is no longer finite.
+            DivergenceError: the loss or its gradient is no longer finite; with the step and the clips.
         """
-        loss = self._accumulate_gradients(batch)
-        self.average([loss, *self._gradients()])
+        totals = self._accumulate_gradients(batch)
+        self.ranks.average([totals.loss, totals.error_sums, totals.num_clips, *self._gradients()])
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        if not torch.isfinite(loss + grad_norm):
-            raise SimdaError(
-                f"training diverged at step {self.num_steps_done + 1}: loss {float(loss):.3g}, gradient norm "
-                f"{float(grad_norm):.3g}; lower optimizer.lr or use precision=fp32"
-            )
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.step(self.parameters)
+        if not torch.isfinite(totals.loss + grad_norm):
+            raise self._divergence(totals, float(grad_norm), batch)
+        learning_rate = self.optimisation.learning_rate
+        self.optimisation.update()
         self.num_steps_done += 1
-        return StepMetrics(float(loss), float(grad_norm), learning_rate)
+        return StepMetrics(
+            float(totals.loss),
+            float(grad_norm),
+            learning_rate,
+            error_sums=totals.error_sums.tolist(),
+            num_clips=totals.num_clips.tolist(),
+        )
+
+    @torch.no_grad()
+    def validate(self, objective: DenoisingObjective, batch: ClipBatch | None) -> ValidationMetrics:
+        """Errors of the adapters to use on clips of all ranks, with the noise of step 0 of `objective`.
+
+        Args:
+            batch: this rank's share; the shares may differ in size.
+        """
+        totals = _Totals.zero(self.parameters[0].device)
+        with self.optimisation.averaged_in_place():
+            for part in batch.split(self.clips_per_pass or len(batch.places)) if batch else []:
+                with self._autocast(totals.loss.device.type):
+                    totals.count(objective, objective.clip_errors(self.denoiser, part, step=0))
+        self.ranks.average([totals.error_sums, totals.num_clips])
+        loss = float(totals.error_sums.sum() / totals.num_clips.sum())
+        return ValidationMetrics(loss, totals.error_sums.tolist(), totals.num_clips.tolist())
 
     def averaged_adapters(self) -> dict[str, Tensor]:
         """The weights to use: the moving average if there is one, else the current ones; by name, detached."""
-        weights = self.ema.shadow_params if self.ema else self.parameters
-        return {name: weight.detach() for name, weight in zip(self.adapters, weights, strict=True)}
+        return dict(zip(self.adapters, self.optimisation.averaged(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on exactly: tensors, numbers and text only."""
         return {
             "num_steps_done": self.num_steps_done,
             "adapters": {name: parameter.detach() for name, parameter in self.adapters.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
+            "optimisation": self.optimisation.state_dict(),
         }
 
     @torch.no_grad()
@@ -154,23 +179,35 @@ class AdapterTrainer:
         assert state["adapters"].keys() == self.adapters.keys(), "claiming the output has checked the settings"
         for name, parameter in self.adapters.items():
             parameter.copy_(state["adapters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.parameters[0].device)
+        self.optimisation.load_state_dict(state["optimisation"])
         self.num_steps_done = state["num_steps_done"]
 
-    def _accumulate_gradients(self, batch: ClipBatch) -> Tensor:
-        num_clips = len(batch.places)
-        total = torch.zeros((), device=batch.latents.device)
+    def _accumulate_gradients(self, batch: ClipBatch) -> _Totals:
+        device, num_clips = batch.latents.device, len(batch.places)
+        totals = _Totals.zero(device)
         for part in batch.split(self.clips_per_pass or num_clips):
-            with self._autocast(batch.latents.device.type):
-                losses = self.objective.loss_per_clip(self.denoiser, part, self.num_steps_done)
-            loss = losses.sum() / num_clips
+            with self._autocast(device.type):
+                found = self.objective.clip_errors(self.denoiser, part, self.num_steps_done)
+            loss = (found.errors * self.objective.weights(found.timesteps)).sum() / num_clips
             loss.backward()
-            total += loss.detach()
-        return total
+            totals.loss += loss.detach()
+            totals.count(self.objective, found)
+            totals.broken_clips.extend(
+                name
+                for name, error in zip(part.clip_ids, found.errors.tolist(), strict=True)
+                if not math.isfinite(error)
+            )
+        return totals
+
+    def _divergence(self, totals: _Totals, grad_norm: float, batch: ClipBatch) -> DivergenceError:
+        broken = self.ranks.gather(totals.broken_clips)
+        clips = broken or self.ranks.gather(batch.clip_ids)
+        whose = "the loss of these clips is not finite" if broken else "each loss is finite, of these clips"
+        return DivergenceError(
+            f"training diverged at step {self.num_steps_done + 1}: loss {float(totals.loss):.3g}, gradient norm "
+            f"{grad_norm:.3g}; {whose}: {', '.join(clips)}. Look at these rows of the latents table; if they are in "
+            "order, lower optimizer.lr or use precision=fp32"
+        )
 
     def _gradients(self) -> list[Tensor]:
         untouched = [name for name, parameter in self.adapters.items() if parameter.grad is None]

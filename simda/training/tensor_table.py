@@ -44,7 +44,7 @@ class TensorTable:
     def __init__(
         self, store: OutputStore, kind: TableKind, tensor_column: str, light_columns: Sequence[str], cache_bytes: int
     ) -> None:
-        self._tensor_column, self._cache_bytes = tensor_column, cache_bytes
+        self._store, self._tensor_column, self._cache_bytes = store, tensor_column, cache_bytes
         self._open_shard = lru_cache(NUM_OPEN_SHARDS)(lambda shard: store.open_shard(kind, shard))
 
         def read_light(shard: str) -> tuple[pa.Table, list[int]]:
@@ -73,7 +73,7 @@ class TensorTable:
         """The tensor of a row, float32.
 
         Raises:
-            InputError: its bytes do not fit its shape.
+            InputError: its bytes do not fit its shape, or its file is no longer there.
         """
         group = int(self.groups[row])
         offset = row - int(self._first_rows[group])
@@ -87,7 +87,13 @@ class TensorTable:
         if group not in self._cache:
             shard, number = self._group_places[group]
             columns = [self._tensor_column, f"{self._tensor_column}_shape", f"{self._tensor_column}_dtype"]
-            table = self._open_shard(shard).read_row_group(number, columns=columns)
+            try:
+                table = self._open_shard(shard).read_row_group(number, columns=columns)
+            except OSError as error:
+                raise InputError(
+                    f"{self._store.uri_of(shard)} can no longer be read: {error}; bring it back, then run the same "
+                    "command again"
+                ) from None
             self._cache[group] = table
             self._cached_bytes += table.nbytes
         self._cache.move_to_end(group)

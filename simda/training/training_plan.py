@@ -9,17 +9,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from simda.models.adapter_state import save_adapter
+from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
 from simda.models.base_models import resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
 from simda.training.objective import DenoisingObjective
+from simda.training.optimisation import Optimisation
 from simda.training.step import AdapterTrainer, Precision
 
 ADAPTER_FOLDER = "adapter"
@@ -42,12 +42,18 @@ class TrainingPlan:
         caption_dropout: share of captions replaced by the null prompt.
         timestep_shift: above 1 trains more on noisy timesteps.
         noise_correlation: share of the noise that the frames of a clip have in common.
+        noise_offset: deviation of what is added to the noise of each channel of a clip.
+        min_snr_gamma: bound of the weights by signal-to-noise ratio; None weighs all alike.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
-        optimisation: `AdapterTrainer`'s arguments for optimiser, schedule and moving average.
+        optimisation: `Optimisation`'s arguments.
+        max_grad_norm: gradients are scaled down to at most this norm.
         precision: "fp32" or "bf16".
         gradient_checkpointing: recompute activations in the backward pass.
         num_threads: CPU threads of a worker.
+        num_validation_clips: clips that are held out, at least.
+        validate_every: steps between two losses of them.
         checkpoint_every: steps between checkpoints.
+        num_checkpoints_kept: latest checkpoints to keep.
         log_every: steps between lines of the curves.
         provenance: of the adapter, for its header.
     """
@@ -64,12 +70,18 @@ class TrainingPlan:
     caption_dropout: float
     timestep_shift: float
     noise_correlation: float
+    noise_offset: float
+    min_snr_gamma: float | None
     stratified_timesteps: bool
     optimisation: dict[str, Any]
+    max_grad_norm: float
     precision: Precision
     gradient_checkpointing: bool
     num_threads: int
+    num_validation_clips: int
+    validate_every: int
     checkpoint_every: int
+    num_checkpoints_kept: int
     log_every: int
     provenance: dict[str, Any]
 
@@ -95,23 +107,48 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
     if plan.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     objective = DenoisingObjective(
-        DDPMScheduler.load_config(path, subfolder="scheduler"),
+        noise_scheduler_config(plan),
         clips.null_prompt_embeds().to(device),
         seed=plan.seed,
         caption_dropout=plan.caption_dropout,
         timestep_shift=plan.timestep_shift,
         noise_correlation=plan.noise_correlation,
+        noise_offset=plan.noise_offset,
+        min_snr_gamma=plan.min_snr_gamma,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
     )
+    adapters = adapter_parameters(unet)
     return AdapterTrainer(
         partial(predict, unet),
-        adapter_parameters(unet),
+        adapters,
         objective,
-        num_steps=plan.num_steps,
+        Optimisation(list(adapters.values()), num_steps=plan.num_steps, **plan.optimisation),
+        max_grad_norm=plan.max_grad_norm,
         precision=plan.precision,
         clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
-        **plan.optimisation,
     )
+
+
+def build_validation_objective(plan: TrainingPlan, clips: LatentClips) -> DenoisingObjective:
+    """The same noise and evenly spread timesteps each time, and the same for all seeds, so that runs compare."""
+    return DenoisingObjective(
+        noise_scheduler_config(plan),
+        clips.null_prompt_embeds(),
+        seed=0,
+        caption_dropout=0.0,
+        noise_correlation=plan.noise_correlation,
+        stratify_over=clips.num_held_out,
+    )
+
+
+def noise_scheduler_config(plan: TrainingPlan) -> dict[str, Any]:
+    """The base model's own noise schedule."""
+    return DDPMScheduler.load_config(resolve_base_model(plan.base_model), subfolder="scheduler")
+
+
+def open_clips(plan: TrainingPlan) -> LatentClips:
+    """The clips of the plan."""
+    return LatentClips(plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips)
 
 
 def count_parameters(plan: TrainingPlan) -> int:
@@ -122,12 +159,9 @@ def count_parameters(plan: TrainingPlan) -> int:
     return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
 
 
-def save_trained_adapter(trainer: AdapterTrainer, plan: TrainingPlan, folder: Path) -> None:
-    """Write the adapter as it stands, for use: an adapter directory under `folder`."""
-    save_adapter(
-        trainer.averaged_adapters(),
-        plan.adapter,
-        unet_identity(plan.base_model),
-        {**plan.provenance, "num_steps_done": trainer.num_steps_done},
-        str(folder / ADAPTER_FOLDER),
-    )
+def trained_adapter_files(trainer: AdapterTrainer, plan: TrainingPlan) -> dict[str, bytes]:
+    """The adapter as it stands, for use: the files of an adapter directory by their names."""
+    provenance = {**plan.provenance, "num_steps_done": trainer.num_steps_done}
+    weights = trainer.averaged_adapters()
+    packed = pack_adapter(weights, plan.adapter, unet_identity(plan.base_model), provenance)
+    return {f"{ADAPTER_FOLDER}/{ADAPTER_FILE}": packed}

@@ -1,17 +1,16 @@
 """How a plan is trained by Ray Train workers, and what each of them runs: steps, checkpoints, curves. Glue only.
 
 The loop can begin at any step: all that a step does follows from its number and the state before it (`objective.py`,
-`clip_order.py`), so a worker that was lost, or a whole run, is replaced by one that asks for the last checkpoint.
+`clip_order.py`), so a worker that was lost, or a whole run, is replaced by one that looks for the last checkpoint.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -22,28 +21,34 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from simda.config import Workers, on_role
 from simda.data.store import OutputStore
 from simda.data.uris import open_uri
-from simda.errors import ConfigError
-from simda.training.checkpoint import load_state, save_state
+from simda.errors import ConfigError, SimdaError
+from simda.training.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoint_name
+from simda.training.curves import Curves
 from simda.training.latent_clips import LatentClips
-from simda.training.metrics_log import MetricsLog
 from simda.training.objective import ClipBatch
-from simda.training.step import AdapterTrainer, StepMetrics
-from simda.training.training_plan import TrainingPlan, build_trainer, save_trained_adapter
+from simda.training.step import AdapterTrainer, DivergenceError
+from simda.training.training_plan import (
+    TrainingPlan,
+    build_trainer,
+    build_validation_objective,
+    open_clips,
+    trained_adapter_files,
+)
 
-CHECKPOINTS_FOLDER = "checkpoints"
 
-
-def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, num_checkpoints_kept: int) -> str:
+def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int) -> str:
     """Train a plan to its last step, from its last checkpoint if there is one; needs a Ray session.
 
     Args:
-        max_failures: times that a lost worker is replaced.
+        max_failures: times that lost workers are replaced.
 
     Returns:
         URI of the last checkpoint.
 
     Raises:
         ConfigError: a Ray of this machine alone lacks what the workers ask for.
+        SimdaError: the training diverged, or workers failed too often for a reason that a person can mend.
+        TrainingFailedError: workers failed too often.
     """
     check_resources(workers)
     store = OutputStore(plan.output)
@@ -61,17 +66,30 @@ def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, num_che
                 **on_role(workers.role),
             },
         ),
+        # Ray Train finds out with it whether every worker reaches the output.
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=num_checkpoints_kept),
         ),
     )
-    checkpoint = trainer.fit().checkpoint
-    assert checkpoint is not None, "the loop reports a checkpoint at its last step"
-    return store.uri_of(f"{CHECKPOINTS_FOLDER}/{os.path.basename(checkpoint.path)}")
+    try:
+        divergence = trainer.fit().return_value
+    except ray.train.WorkerGroupError as error:
+        raise explain_failure(error) from error
+    if divergence:
+        raise DivergenceError(divergence)
+    return store.uri_of(f"{CHECKPOINTS_FOLDER}/{checkpoint_name(plan.num_steps)}")
+
+
+def explain_failure(error: ray.train.WorkerGroupError) -> Exception:
+    """The reason for people among the workers' failures, if there is one; the others' are often its consequences."""
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, SimdaError):
+            return cause
+    return error
 
 
 def check_resources(workers: Workers) -> None:
@@ -92,88 +110,79 @@ def check_resources(workers: Workers) -> None:
             )
 
 
-def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """Train from the last checkpoint, or from fresh adapters, to the end of the plan."""
+def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
+    """Train from the last checkpoint, or from fresh adapters, to the end of the plan.
+
+    Returns:
+        Why it diverged, if it did: the next attempt would again, so this is no failure for Ray Train to retry.
+    """
     plan = TrainingPlan.from_settings(settings)
     torch.set_num_threads(plan.num_threads)
-    device = get_device()
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    clips = LatentClips(plan.latents, plan.num_frames, plan.seed)
-    trainer = build_trainer(plan, clips, device, world_size)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            trainer.load_state_dict(load_state(Path(folder)))
-    first = trainer.num_steps_done
-    curves = Curves(plan, first) if rank == 0 else None
-    for batch in read_ahead(clips, plan, first, rank, world_size):
-        metrics = trainer.step(batch.to(device))
-        done = trainer.num_steps_done
-        if curves:
-            curves.add(done, metrics)
-        if done % plan.checkpoint_every == 0 or done == plan.num_steps:
-            if curves:
+    clips = open_clips(plan)
+    trainer = build_trainer(plan, clips, get_device(), world_size)
+    with Checkpoints(OutputStore(plan.output), plan.num_checkpoints_kept) as checkpoints:
+        # One rank looks, so that all go on from the same one.
+        found = trainer.ranks.gather([checkpoints.find().name or "" if rank == 0 else ""])[0]
+        if found:
+            trainer.load_state_dict(checkpoints.load(found))
+        try:
+            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size)
+        except DivergenceError as error:
+            return str(error)
+    return None
+
+
+def train_to_the_end(
+    trainer: AdapterTrainer,
+    plan: TrainingPlan,
+    clips: LatentClips,
+    checkpoints: Checkpoints,
+    rank: int,
+    world_size: int,
+) -> None:
+    """All steps that are left; rank 0 writes the curves and the checkpoints."""
+    device = get_device()
+    held_out, validation_objective = clips.held_out(rank, world_size), build_validation_objective(plan, clips)
+    with open_curves(plan, trainer.num_steps_done) if rank == 0 else nullcontext() as curves:
+        for batch, waited_s in read_ahead(clips, plan, trainer.num_steps_done, rank, world_size):
+            metrics, done, validation = trainer.step(batch.to(device)), trainer.num_steps_done, None
+            is_last = done == plan.num_steps
+            if clips.num_held_out and (done % plan.validate_every == 0 or is_last):
+                validation = trainer.validate(validation_objective, held_out and held_out.to(device))
+            if curves is None:
+                continue
+            curves.add(done, metrics, waited_s, validation)
+            if done % plan.checkpoint_every == 0 or is_last:
                 curves.write()
-            report_checkpoint(trainer, plan, metrics, rank)
+                checkpoints.save(done, trainer.state_dict(), trained_adapter_files(trainer, plan))
 
 
-def read_ahead(clips: LatentClips, plan: TrainingPlan, first: int, rank: int, world_size: int) -> Iterator[ClipBatch]:
-    """This rank's share of every batch from step `first` on; the next one is read while the current one is used."""
+def open_curves(plan: TrainingPlan, num_steps_done: int) -> Curves:
+    """The curves of a run that goes on after some steps."""
+    return Curves(
+        OutputStore(plan.output),
+        num_steps=plan.num_steps,
+        num_steps_done=num_steps_done,
+        batch_size=plan.batch_size,
+        log_every=plan.log_every,
+    )
+
+
+def read_ahead(
+    clips: LatentClips, plan: TrainingPlan, first: int, rank: int, world_size: int
+) -> Iterator[tuple[ClipBatch, float]]:
+    """This rank's share of every batch from step `first` on, and the seconds that it was waited for.
+
+    The next one is read while the current one is used.
+    """
     with ThreadPoolExecutor(1) as reader:
         steps = range(first, plan.num_steps)
         coming = [reader.submit(clips.batch, step, plan.batch_size, rank, world_size) for step in steps[:1]]
         for step in steps:
+            started = time.monotonic()
             batch = coming.pop().result()
+            waited_s = time.monotonic() - started
             if step + 1 < plan.num_steps:
                 coming.append(reader.submit(clips.batch, step + 1, plan.batch_size, rank, world_size))
-            yield batch
-
-
-def report_checkpoint(trainer: AdapterTrainer, plan: TrainingPlan, metrics: StepMetrics, rank: int) -> None:
-    """Hand Ray Train the state, and the adapter as it would be used now; a barrier for all ranks."""
-    done = trainer.num_steps_done
-    with tempfile.TemporaryDirectory(prefix="simda-checkpoint-") as folder:
-        if rank == 0:
-            save_state(trainer.state_dict(), Path(folder))
-            save_trained_adapter(trainer, plan, Path(folder))
-        ray.train.report(
-            {"step": done, "loss": metrics.loss},
-            checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None,
-            checkpoint_dir_name=f"step-{done:08d}",
-        )
-
-
-class Curves:
-    """Turns the metrics of steps into lines of `metrics.jsonl`, on rank 0.
-
-    A line holds the mean loss since the last one (after a restart, since the checkpoint).
-    """
-
-    def __init__(self, plan: TrainingPlan, first: int) -> None:
-        self._plan, self._first, self._started = plan, first, time.monotonic()
-        self._log = MetricsLog(OutputStore(plan.output), first)
-        self._losses: list[float] = []
-
-    def add(self, done: int, metrics: StepMetrics) -> None:
-        """Note the metrics of step `done` (from 1)."""
-        self._losses.append(metrics.loss)
-        if done % self._plan.log_every and done != self._plan.num_steps:
-            return
-        seconds = time.monotonic() - self._started
-        steps_per_s = (done - self._first) / seconds
-        self._log.append(
-            {
-                "step": done,
-                "loss": sum(self._losses) / len(self._losses),
-                "grad_norm": metrics.grad_norm,
-                "learning_rate": metrics.learning_rate,
-                "clips_per_s": round(steps_per_s * self._plan.batch_size, 3),
-                "seconds": round(seconds, 2),
-                "seconds_left": round((self._plan.num_steps - done) / steps_per_s, 1),
-            }
-        )
-        self._losses.clear()
-
-    def write(self) -> None:
-        """Write all lines so far."""
-        self._log.write()
+            yield batch, waited_s

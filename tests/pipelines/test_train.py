@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from simda.config import load_config
@@ -23,12 +27,13 @@ from simda.models.adapter_state import read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
-from simda.training.latent_clips import LatentClips
+from simda.training.checkpoint import Checkpoints
+from simda.training.ranks import Ranks
 from simda.training.step import AdapterTrainer
-from simda.training.training_plan import build_trainer
+from simda.training.training_plan import build_trainer, build_validation_objective
 
 CAPTIONS = ("a red ball", "a blue box", "")
-NUM_STEPS = 8
+NUM_STEPS = 12
 SETTINGS = (
     "num_frames=3",
     f"num_steps={NUM_STEPS}",
@@ -37,7 +42,10 @@ SETTINGS = (
     "optimizer.schedule=cosine",
     "optimizer.ema_decay=0.9",
     "checkpoint_every=2",
+    "num_checkpoints_kept=6",
     "log_every=1",
+    "num_validation_clips=2",
+    "validate_every=4",
 )
 
 
@@ -67,9 +75,12 @@ def base_model(tmp_path_factory) -> str:
     return str(folder)
 
 
-def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10) -> str:
-    """What `cache_latents` would have written, of random numbers."""
+def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10, spoilt: int | None = None) -> str:
+    """What `cache_latents` would have written, of random numbers; a spoilt clip has one that is none."""
     rng = np.random.default_rng(0)
+    latents = rng.standard_normal((num_clips, 4, 4, 8, 8)).astype(np.float16)
+    if spoilt is not None:
+        latents[spoilt] = np.nan
     store = OutputStore(str(folder))
     provenance = {part: {"identity": identity} for part, identity in models.items()}
     rows = [
@@ -84,7 +95,7 @@ def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10) -> 
             "width_px": 32,
             "caption": CAPTIONS[number % 2],
             "decoder": "decord",
-            **tensor_columns("latents", rng.standard_normal((4, 4, 8, 8)).astype(np.float16)),
+            **tensor_columns("latents", latents[number]),
         }
         for number in range(num_clips)
     ]
@@ -116,12 +127,58 @@ def words(base_model: str, models: dict[str, str], tmp_path_factory) -> tuple[st
 
 @pytest.fixture(scope="module")
 def finished(words: tuple[str, ...], tmp_path_factory, local_ray, kill, train) -> Path:
-    """The output of a run whose driver was killed after the first checkpoint, and which then was run again."""
+    """The output of a run that was disturbed in every way: its driver was killed, its last checkpoint damaged, it was
+    run again, and one of its workers was killed.
+    """
     output = tmp_path_factory.mktemp("train") / "run"
-    kill("train", (*words, f"output={output}"), (output / "checkpoints" / "step-00000002" / "adapter").exists)
+    latest = output / "checkpoints" / "step-00000004"
+    kill("train", (*words, f"output={output}"), (latest / "checkpoint.json").exists)
     assert not (output / "_manifest.json").exists()
-    assert run_command(train.TrainConfig, train.run, train.dry_run, [*words, f"output={output}"]) == 0
+    for checkpoint in (output / "checkpoints").glob("step-*"):
+        if checkpoint >= latest:
+            flip_a_bit(checkpoint / "trainer_state.pt")
+    told = io.StringIO()
+    with killed_worker(latest / "checkpoint.json"), redirect_stderr(told):
+        assert run_command(train.TrainConfig, train.run, train.dry_run, [*words, f"output={output}"]) == 0
+    (output.parent / "told.txt").write_text(told.getvalue())
     return output
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@contextmanager
+def killed_worker(file: Path) -> Iterator[None]:
+    """Kills one of the two training processes as soon as `file` has been written again, with steps still to do."""
+    done, killed, written = threading.Event(), [], file.stat().st_mtime_ns
+
+    def watch() -> None:
+        workers: list[psutil.Process] = []
+        while not done.wait(0.005):
+            if len(workers) < 2:
+                workers = [child for child in psutil.Process().children(recursive=True) if is_worker(child)]
+            elif file.exists() and file.stat().st_mtime_ns > written:
+                workers[-1].kill()
+                killed.append(workers[-1])
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+    assert killed, "the run ended before a worker could be killed"
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "ray::RayTrainWorker" in " ".join(process.cmdline())
+    return False
 
 
 def train_in_this_process(
@@ -129,19 +186,20 @@ def train_in_this_process(
 ) -> tuple[AdapterTrainer, list[float]]:
     """The same run without Ray and without interruption; threads stand in for ranks and average at a barrier."""
     config = load_config(train.TrainConfig, None, [*words, "output=unused"])
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = train.open_latents(config)
     barrier, shared, trainers = threading.Barrier(world_size), {}, {}
 
     def run_rank(rank: int) -> list[float]:
-        def average(tensors: Sequence[torch.Tensor]) -> None:
-            shared[rank] = [tensor.clone() for tensor in tensors]
-            barrier.wait()
-            for tensor, *parts in zip(tensors, *shared.values(), strict=True):
-                tensor.copy_(sum(parts) / world_size)
-            barrier.wait()
+        class ThreadRanks(Ranks):
+            def average(self, tensors: Sequence[torch.Tensor]) -> None:
+                shared[rank] = [tensor.clone() for tensor in tensors]
+                barrier.wait()
+                for tensor, *parts in zip(tensors, *shared.values(), strict=True):
+                    tensor.copy_(sum(parts) / world_size)
+                barrier.wait()
 
         trainer = trainers[rank]
-        trainer.average = average
+        trainer.ranks = ThreadRanks()
         return [trainer.step(clips.batch(step, 4, rank, world_size)).loss for step in range(NUM_STEPS)]
 
     for rank in range(world_size):
@@ -160,7 +218,7 @@ def files_of(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.ray
-def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(
+def test_two_workers_with_all_these_faults_end_as_if_undisturbed_to_the_last_bit(
     finished: Path, words: tuple[str, ...], train: ModuleType
 ):
     trainer, losses = train_in_this_process(train, words, world_size=2)
@@ -173,9 +231,22 @@ def test_two_workers_killed_and_run_again_end_as_if_undisturbed_to_the_last_bit(
 
 
 @pytest.mark.ray
+def test_damaged_checkpoints_are_told_and_the_one_before_is_used(finished: Path):
+    told = (finished.parent / "told.txt").read_text()
+    assert "going on from step-00000002" in told
+    assert "step-00000004/trainer_state.pt is damaged" in told
+
+
+@pytest.mark.ray
 def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str, ...], train: ModuleType):
     trainer, losses = train_in_this_process(train, words, world_size=1)
     curves = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    validated = {row["step"]: row["validation_loss"] for row in curves if "validation_loss" in row}
+    assert list(validated) == [4, 8, 12]
+    config = load_config(train.TrainConfig, None, [*words, "output=unused"])
+    clips = train.open_latents(config)
+    objective = build_validation_objective(train.make_plan(config, clips), clips)
+    assert validated[12] == pytest.approx(trainer.validate(objective, clips.held_out()).loss, rel=1e-4)
     assert [row["loss"] for row in curves] == pytest.approx(losses, rel=1e-5)
     weights = adapter_of(finished)
     for name, weight in trainer.averaged_adapters().items():
@@ -183,13 +254,34 @@ def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str,
 
 
 @pytest.mark.ray
+def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_last_checkpoint(
+    words: tuple[str, ...], models: dict[str, str], tmp_path: Path, train: ModuleType, run, local_ray
+):
+    latents = write_latents(tmp_path / "latents", models, spoilt=3)
+    output = tmp_path / "run"
+    settings = (*words, f"latents={latents}", f"output={output}", "checkpoint_every=1", "num_validation_clips=0")
+    clips = train.open_latents(load_config(train.TrainConfig, None, settings))
+    batches = [clips.batch(step, 4).clip_ids for step in range(NUM_STEPS)]
+    good_steps = next(step for step, names in enumerate(batches) if "clip-3" in names)
+    code, _, err = run("train", *settings)
+    assert code == 2
+    assert f"training diverged at step {good_steps + 1}" in err
+    assert "not finite: clip-3." in err
+    assert Checkpoints(OutputStore(str(output))).find().name == (f"step-{good_steps:08d}" if good_steps else None)
+    assert not (output / "_manifest.json").exists()
+
+
+@pytest.mark.ray
 def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
     manifest = json.loads((finished / "_manifest.json").read_text())
-    assert (manifest["complete"], manifest["num_steps"], manifest["num_clips"]) == (True, NUM_STEPS, 10)
+    assert (manifest["complete"], manifest["num_steps"], manifest["num_clips"]) == (True, NUM_STEPS, 8)
     header = read_adapter_header(str(finished / "adapter"))
     assert header.provenance["num_steps_done"] == NUM_STEPS
     assert header.provenance["config"]["base_model"] == base_model
     assert header.provenance["data"]["num_clips"] == 10
+    assert Image.open(finished / "curves.png").format == "PNG"
+    # The run that went on at step 3 wrote one, and so did the one after the worker was killed.
+    assert (finished / "tensorboard" / "events.out.tfevents.0000000002.simda").exists()
 
 
 @pytest.mark.ray
@@ -207,7 +299,7 @@ def train_steps(
     train: ModuleType, words: tuple[str, ...], num_steps: int, *changes: str
 ) -> tuple[AdapterTrainer, list[float]]:
     config = load_config(train.TrainConfig, None, [*words, "output=unused", *changes])
-    clips = LatentClips(config.latents, config.num_frames, config.seed)
+    clips = train.open_latents(config)
     trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
     return trainer, [trainer.step(clips.batch(step, 4)).loss for step in range(num_steps)]
 
@@ -244,10 +336,10 @@ def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], tra
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
     assert code == 0
-    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (10, [4, 3, 8, 8], 3.2)
+    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (8, [4, 3, 8, 8], 6.0)
     assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
     assert counts["num_parameters"] == sum(
-        sites * (2 * width**2 + 6 * width) for width, sites in {96: 3, 128: 4}.items()
+        sites * (2 * width**2 + 6 * width) for width, sites in {32: 3, 96: 3, 128: 4}.items()
     )
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ import torch
 from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
-from simda.errors import InputError
+from simda.errors import ConfigError, InputError
 from simda.training.latent_clips import LatentClips
 from simda.training.tensor_table import TensorTable
 
@@ -147,3 +147,42 @@ def test_missing_unfinished_and_empty_outputs_are_refused(tmp_path: Path):
 def test_no_null_prompt_no_training(tmp_path: Path):
     with pytest.raises(InputError, match="lack the null prompt"):
         LatentClips(write_tables(tmp_path, [latents_row(0)], embeddings=EMBEDDINGS[:3]), 6, seed=0)
+
+
+def test_a_table_that_vanishes_during_training_is_named(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(20)]), num_frames=6, seed=0)
+    for file in (tmp_path / "data").glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"\.parquet can no longer be read: .*bring it back"):
+        clips.batch(0, 4)
+
+
+def test_a_batch_names_its_clips(tmp_path: Path):
+    clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(20)]), num_frames=6, seed=0)
+    batch = clips.batch(3, 4)
+    assert [int(name.removeprefix("clip-")) for name in batch.clip_ids] == batch.latents[:, 0, 0, 0, 0].int().tolist()
+
+
+def test_whole_videos_are_held_out_and_every_rank_has_its_share_of_them(tmp_path: Path):
+    rows = [latents_row(number, video_uri=f"{number // 3}.mp4") for number in range(21)]
+    uri = write_tables(tmp_path, rows)
+    clips = LatentClips(uri, num_frames=6, seed=0, num_held_out=4)
+    assert (clips.num_clips, clips.num_held_out) == (15, 6)
+    shares = [clips.held_out(rank, 4) for rank in range(4)]
+    held_out = {name: place for share in shares for name, place in zip(share.clip_ids, share.places, strict=True)}
+    assert sorted(held_out.values()) == list(range(6))
+    videos = {int(name.removeprefix("clip-")) // 3 for name in held_out}
+    assert len(videos) == 2
+    trained = {name for step in range(15) for name in clips.batch(step, 4).clip_ids}
+    assert len(trained) == 15
+    assert not trained & set(held_out)
+    other_seed = LatentClips(uri, num_frames=4, seed=9, num_held_out=4)
+    assert other_seed.held_out().clip_ids == clips.held_out().clip_ids
+    assert torch.equal(other_seed.held_out().latents, other_seed.held_out().latents)
+    assert LatentClips(uri, num_frames=6, seed=0).held_out() is None
+
+
+def test_holding_out_everything_is_refused(tmp_path: Path):
+    uri = write_tables(tmp_path, [latents_row(number, video_uri="one.mp4") for number in range(5)])
+    with pytest.raises(ConfigError, match=r"num_validation_clips=1 leaves nothing to train on: .* has 5 clips"):
+        LatentClips(uri, num_frames=6, seed=0, num_held_out=1)

@@ -26,6 +26,7 @@ def make_batch(places: list[int], seed: int = 0) -> ClipBatch:
         torch.randn(len(places), 4, 2, 6, 8, generator=generator),
         torch.randn(len(places), 3, 5, generator=generator),
         places,
+        [f"clip-{place}" for place in places],
     )
 
 
@@ -95,8 +96,9 @@ def test_a_perfect_denoiser_has_no_loss_and_the_error_is_averaged_per_clip(predi
         assert torch.equal(timesteps, draws.timesteps)
         return truth + off_by
 
-    losses = objective.loss_per_clip(denoiser, batch, step=2)
-    torch.testing.assert_close(losses, torch.tensor([0.0, 4.0]), rtol=1e-5, atol=1e-10)
+    found = objective.clip_errors(denoiser, batch, step=2)
+    torch.testing.assert_close(found.errors, torch.tensor([0.0, 4.0]), rtol=1e-5, atol=1e-10)
+    assert torch.equal(found.timesteps, draws.timesteps)
 
 
 @pytest.mark.parametrize(("caption_dropout", "kept"), [(0.0, True), (1.0, False)])
@@ -107,7 +109,7 @@ def test_dropped_captions_become_the_null_prompt(caption_dropout: float, kept: b
         seen.append(prompt_embeds)
         return noisy
 
-    make_objective(caption_dropout=caption_dropout).loss_per_clip(denoiser, batch, step=0)
+    make_objective(caption_dropout=caption_dropout).clip_errors(denoiser, batch, step=0)
     assert torch.equal(seen[0], batch.prompt_embeds if kept else NULL.expand(2, 3, 5))
 
 
@@ -129,3 +131,31 @@ def test_split_keeps_places_with_their_rows():
     parts = make_batch([5, 6, 7]).split(2)
     assert [list(part.places) for part in parts] == [[5, 6], [7]]
     assert torch.equal(torch.cat([part.latents for part in parts]), make_batch([5, 6, 7]).latents)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_make_every_prediction_count_as_one_of_the_clean_clip(prediction_type: str):
+    objective = make_objective(prediction_type=prediction_type, min_snr_gamma=5.0)
+    timesteps = torch.tensor([0, 100, 400, 900, 999])
+    alpha_bar = DDIMScheduler().alphas_cumprod[timesteps].double()
+    snr = alpha_bar / (1 - alpha_bar)
+    # An error e of the noise is one of e / sqrt(SNR) in the clean clip; one of the velocity, sqrt(1 - alpha_bar) e.
+    of_clean = 1 / snr if prediction_type == "epsilon" else 1 - alpha_bar
+    expected = of_clean * torch.minimum(snr, torch.tensor(5.0))
+    torch.testing.assert_close(objective.weights(timesteps).double(), expected, rtol=1e-4, atol=0)
+    assert torch.equal(make_objective(prediction_type=prediction_type).weights(timesteps), torch.ones(5))
+
+
+def test_a_noise_offset_is_one_number_for_each_clip_and_channel_and_leaves_the_other_draws():
+    plain, offset = (make_objective(noise_offset=value).draw(7, [0, 1], (4, 3, 6, 8)) for value in (0.0, 0.5))
+    added = (offset.noise - plain.noise) / 0.5
+    numbers = added[:, :, :1, :1, :1]
+    torch.testing.assert_close(added, numbers.expand_as(added), rtol=0, atol=1e-5)
+    assert len(numbers.flatten().unique()) == 8
+    assert torch.equal(plain.timesteps, offset.timesteps)
+    many = make_objective(noise_offset=0.5).draw(0, range(500), (4, 1, 1, 1)).noise
+    assert float(many.std()) == pytest.approx((1 + 0.25) ** 0.5, rel=0.05)
+
+
+def test_quarters_of_the_schedule():
+    assert make_objective().quarters(torch.tensor([0, 249, 250, 749, 750, 999])).tolist() == [0, 0, 1, 2, 3, 3]

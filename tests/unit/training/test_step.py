@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from simda.errors import InputError, SimdaError
-from simda.training.checkpoint import STATE_FILE, load_state, save_state
+from simda.training.checkpoint import pack_state, unpack_state
 from simda.training.objective import ClipBatch, DenoisingObjective
-from simda.training.step import AdapterTrainer
+from simda.training.optimisation import Optimisation
+from simda.training.ranks import Ranks
+from simda.training.step import AdapterTrainer, DivergenceError, ValidationMetrics
 
 LATENTS = torch.randn(4, 4, 2, 4, 6, generator=torch.Generator().manual_seed(1))
 PROMPT_EMBEDS = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(2))
@@ -39,12 +39,15 @@ class TinyDenoiser(nn.Module):
 def make_trainer(**changes) -> AdapterTrainer:
     denoiser = TinyDenoiser()
     objective = DenoisingObjective(DDIMScheduler().config, torch.zeros(3, 4), seed=5)
-    settings = {"num_steps": 4, "learning_rate": 1e-2, "learning_rate_schedule": "cosine", "ema_decay": 0.9, **changes}
-    return AdapterTrainer(denoiser, dict(denoiser.adapter.named_parameters()), objective, **settings)
+    adapters = dict(denoiser.adapter.named_parameters())
+    optimisation = Optimisation(
+        list(adapters.values()), num_steps=4, learning_rate=1e-2, learning_rate_schedule="cosine", ema_decay=0.9
+    )
+    return AdapterTrainer(denoiser, adapters, objective, optimisation, **changes)
 
 
 def batch_of(*places: int) -> ClipBatch:
-    return ClipBatch(LATENTS[list(places)], PROMPT_EMBEDS[list(places)], places)
+    return ClipBatch(LATENTS[list(places)], PROMPT_EMBEDS[list(places)], places, [f"clip-{place}" for place in places])
 
 
 def train(trainer: AdapterTrainer, num_steps: int, batch: ClipBatch) -> list[float]:
@@ -68,41 +71,50 @@ def test_accumulating_clip_by_clip_is_the_same_update(undisturbed):
     assert_same_adapters(trainer, undisturbed[0], tolerance=1e-5)
 
 
-def test_two_ranks_of_two_clips_are_one_rank_of_four(undisturbed):
-    """Two threads stand in for ranks: each averages with the other's tensors at a barrier."""
-    barrier, shared = threading.Barrier(2), {}
+class ThreadRanks(Ranks):
+    """Threads stand in for ranks, and meet at a barrier."""
 
-    def averaging_as(rank: int) -> Callable[[Sequence[Tensor]], None]:
-        def average(tensors: Sequence[Tensor]) -> None:
-            shared[rank] = [tensor.clone() for tensor in tensors]
-            barrier.wait()
-            for tensor, first, second in zip(tensors, shared[0], shared[1], strict=True):
-                tensor.copy_((first + second) / 2)
-            barrier.wait()
+    def __init__(self, num_ranks: int) -> None:
+        self.barrier, self.shared = threading.Barrier(num_ranks), {}
 
-        return average
+    def of(self, rank: int) -> ThreadRanks:
+        view = ThreadRanks.__new__(ThreadRanks)
+        view.barrier, view.shared, view.rank = self.barrier, self.shared, rank
+        return view
 
-    trainers = [make_trainer(average=averaging_as(rank)) for rank in (0, 1)]
-    with ThreadPoolExecutor(2) as ranks:
-        losses = list(ranks.map(train, trainers, (4, 4), (batch_of(0, 1), batch_of(2, 3))))
-    assert losses[0] == losses[1] == pytest.approx(undisturbed[1], rel=1e-5)
-    assert_same_adapters(trainers[0], trainers[1])
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        self.shared[self.rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait()
+        for tensor, *parts in zip(tensors, *(self.shared[rank] for rank in sorted(self.shared)), strict=True):
+            tensor.copy_(sum(parts) / len(parts))
+        self.barrier.wait()
+
+    def gather(self, names: Sequence[str]) -> list[str]:
+        self.shared[self.rank] = list(names)
+        self.barrier.wait()
+        return [name for rank in sorted(self.shared) for name in self.shared[rank]]
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_that_share_a_batch_of_four_are_one_rank_of_four(undisturbed, num_ranks: int):
+    ranks, share = ThreadRanks(num_ranks), 4 // num_ranks
+    trainers = [make_trainer(ranks=ranks.of(rank)) for rank in range(num_ranks)]
+    batches = [batch_of(*range(rank * share, (rank + 1) * share)) for rank in range(num_ranks)]
+    with ThreadPoolExecutor(num_ranks) as pool:
+        losses = list(pool.map(train, trainers, [4] * num_ranks, batches))
+    assert all(series == losses[0] for series in losses)
+    assert losses[0] == pytest.approx(undisturbed[1], rel=1e-5)
+    for trainer in trainers[1:]:
+        assert_same_adapters(trainer, trainers[0])
     assert_same_adapters(trainers[0], undisturbed[0], tolerance=1e-5)
 
 
-def test_two_steps_and_two_resumed_are_four_to_the_last_bit(undisturbed, tmp_path: Path):
+def test_two_steps_and_two_resumed_are_four_to_the_last_bit(undisturbed):
     first, second = make_trainer(), make_trainer()
     losses = train(first, 2, batch_of(0, 1, 2, 3))
-    save_state(first.state_dict(), tmp_path)
-    second.load_state_dict(load_state(tmp_path))
+    second.load_state_dict(unpack_state(pack_state(first.state_dict()), "a checkpoint"))
     assert losses + train(second, 2, batch_of(0, 1, 2, 3)) == undisturbed[1]
     assert_same_adapters(second, undisturbed[0])
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path):
-    (tmp_path / STATE_FILE).write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match=r"trainer_state\.pt is not a readable checkpoint"):
-        load_state(tmp_path)
 
 
 def test_only_adapters_move_and_the_average_lags_behind():
@@ -127,9 +139,71 @@ def test_bf16_keeps_parameters_in_float32_and_the_loss_close():
     assert {parameter.dtype for parameter in rounded.parameters} == {torch.float32}
 
 
-def test_a_diverged_step_stops_with_its_number():
+def test_a_diverged_step_stops_with_its_number_and_the_clips_on_every_rank():
+    ranks = ThreadRanks(2)
+    trainers = [make_trainer(ranks=ranks.of(rank)) for rank in (0, 1)]
+    spoilt = LATENTS.clone()
+    spoilt[3, 0, 0, 0, 0] = float("nan")
+
+    def run_rank(rank: int) -> str:
+        places = (2 * rank, 2 * rank + 1)
+        batch = ClipBatch(spoilt[list(places)], PROMPT_EMBEDS[:2], places, [f"clip-{place}" for place in places])
+        trainers[rank].step(batch_of(*places))
+        with pytest.raises(DivergenceError) as caught:
+            trainers[rank].step(batch)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        messages = list(pool.map(run_rank, (0, 1)))
+    assert messages[0] == messages[1]
+    assert "diverged at step 2" in messages[0]
+    assert "the loss of these clips is not finite: clip-3." in messages[0]
+    for trainer in trainers:
+        assert all(weight.isfinite().all() for weight in trainer.averaged_adapters().values())
+
+
+def test_a_gradient_that_overflows_names_the_whole_batch():
     trainer = make_trainer()
-    trainer.step(batch_of(0, 1))
-    broken = ClipBatch(LATENTS[:2] * float("inf"), PROMPT_EMBEDS[:2], (0, 1))
-    with pytest.raises(SimdaError, match="diverged at step 2"):
-        trainer.step(broken)
+    # The error is finite, its derivative with respect to the adapter is not.
+    trainer.denoiser.base.weight.data *= 1e30
+    trainer.denoiser.adapter.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(DivergenceError, match="each loss is finite, of these clips: clip-0, clip-1"):
+        trainer.step(batch_of(0, 1))
+
+
+def test_errors_are_counted_by_quarter_of_the_schedule_and_weights_make_the_loss():
+    trainer = make_trainer()
+    trainer.objective.min_snr_gamma = 5.0
+    batch = batch_of(0, 1, 2, 3)
+    found = trainer.objective.clip_errors(trainer.denoiser, batch, step=0)
+    metrics = trainer.step(batch)
+    weighted = found.errors.detach() * trainer.objective.weights(found.timesteps)
+    assert metrics.loss == pytest.approx(float(weighted.mean()))
+    for quarter in range(4):
+        inside = (found.timesteps >= 250 * quarter) & (found.timesteps < 250 * (quarter + 1))
+        assert metrics.num_clips[quarter] == int(inside.sum())
+        assert metrics.error_sums[quarter] == pytest.approx(float(found.errors.detach()[inside].sum()))
+
+
+def test_validation_measures_the_averaged_adapters_over_all_ranks_and_changes_nothing(undisturbed):
+    ranks = ThreadRanks(2)
+    trainers = [make_trainer(ranks=ranks.of(rank)) for rank in (0, 1)]
+    objective = DenoisingObjective(DDIMScheduler().config, torch.zeros(3, 4), seed=8, caption_dropout=0.0)
+
+    def run_rank(rank: int) -> tuple[list[float], ValidationMetrics]:
+        share = batch_of(2 * rank, 2 * rank + 1)
+        losses = train(trainers[rank], 2, share)
+        measured = trainers[rank].validate(objective, batch_of(0, 1, 2) if rank == 0 else None)
+        return losses + train(trainers[rank], 2, share), measured
+
+    with ThreadPoolExecutor(2) as pool:
+        (losses, measured), other = pool.map(run_rank, (0, 1))
+    assert losses == pytest.approx(undisturbed[1], rel=1e-5)
+    assert measured == other[1]
+    reference = make_trainer()
+    train(reference, 2, batch_of(0, 1, 2, 3))
+    denoiser = reference.denoiser
+    denoiser.adapter.load_state_dict(reference.averaged_adapters())
+    errors = objective.clip_errors(denoiser, batch_of(0, 1, 2), step=0).errors.detach()
+    assert measured.loss == pytest.approx(float(errors.mean()), rel=1e-4)
+    assert sum(measured.error_sums) / sum(measured.num_clips) == pytest.approx(measured.loss)
