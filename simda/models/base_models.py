@@ -101,16 +101,24 @@ def load_base_model(
         InputError: as `resolve_base_model`.
     """
     path = resolve_base_model(base_model)
-    with _told_as_input(base_model):
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
     return BaseModel(
         path=path,
         identity=unet_identity(base_model),
-        unet=unet.to(device).requires_grad_(False).eval(),
+        unet=load_unet(base_model, dtype, device),
         vae=load_autoencoder(base_model, dtype, device),
         text=load_text_parts(base_model, dtype, device),
         scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler"),
     )
+
+
+def load_unet(
+    base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> UNet2DConditionModel:
+    """The base model's denoiser alone, frozen, its convolutions in the memory format that is fastest for them."""
+    path = resolve_base_model(base_model)
+    with _told_as_input(base_model):
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    return unet.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def load_autoencoder(
@@ -121,7 +129,7 @@ def load_autoencoder(
     kind = AUTOENCODERS[_read_config(base_model, path / "vae" / "config.json")["_class_name"]]
     with _told_as_input(base_model):
         vae = kind.from_pretrained(path, subfolder="vae", torch_dtype=dtype)
-    return vae.to(device).requires_grad_(False).eval()
+    return vae.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def autoencoder_architecture(base_model: str) -> Autoencoder:

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
-from simda.models.base_models import resolve_base_model, unet_identity
+from simda.models.base_models import load_unet, resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
 from simda.training.objective import DenoisingObjective
@@ -97,9 +97,7 @@ class TrainingPlan:
 
 def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, world_size: int = 1) -> AdapterTrainer:
     """The trainer of one rank, at step 0; the same fresh adapters on every rank."""
-    path = resolve_base_model(plan.base_model)
-    dtype = torch.bfloat16 if plan.precision == "bf16" else torch.float32
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+    unet = load_unet(plan.base_model, torch.bfloat16 if plan.precision == "bf16" else torch.float32, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         inject_adapters(unet, plan.adapter)
