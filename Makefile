@@ -11,7 +11,7 @@ JOB_ADDRESS ?= http://127.0.0.1:8265
 CLUSTER ?= aws
 CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 
-COMMANDS := make_sprites pretrain cache_latents train generate evaluate run
+COMMANDS := make_sprites pretrain cache_latents train generate edit evaluate run
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format clean submit cluster-up cluster-down cluster-status dashboard $(COMMANDS)

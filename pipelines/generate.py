@@ -17,27 +17,28 @@ from collections.abc import Iterator, Set
 from dataclasses import asdict
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
 from simda.config import (
     CONFIG_RULES,
+    AdapterUri,
     ExtraFile,
     ModelName,
     SchedulerName,
     Uri,
     Workers,
-    absolute_uri,
     config_to_dict,
     config_to_yaml,
 )
 from simda.data.prompts import PromptRow, read_prompts
 from simda.data.schema import FAILURES, GENERATED
 from simda.data.store import OutputStore
+from simda.data.unchanged_rows import check_unchanged
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
@@ -58,12 +59,9 @@ from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
 
 Row = dict[str, Any]
 
-NO_ADAPTER = "none"
 GALLERY = "gallery.html"
-MAX_CHANGES_SHOWN = 20
 COMPARED = ("prompt", "negative_prompt", "seed", "fps", *COMMON_SETTINGS)
 CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name in GENERATED.columns.names))
-AdapterUri = Annotated[str, AfterValidator(lambda uri: uri if uri == NO_ADAPTER else absolute_uri(uri))]
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -222,7 +220,7 @@ def plan(config: GenerateConfig) -> Plan:
     failed: dict[str, int] = {}
     if resumes:
         done = store.read_table(GENERATED, CHECKED_COLUMNS)
-        check_unchanged(rows, done.to_pylist(), config.output)
+        check_unchanged(rows, map(former_settings, done.to_pylist()), COMPARED, config.output)
         skipped = set(done["prompt_id"].to_pylist())
         failed = standing_failures(store, skipped)
     rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
@@ -236,30 +234,10 @@ def standing_failures(store: OutputStore, done: Set[str]) -> dict[str, int]:
     return {row["id"]: row["attempt"] for row in store.read_table(FAILURES).to_pylist() if row["id"] not in done}
 
 
-def check_unchanged(rows: list[Row], done: list[Row], output: str) -> None:
-    """Refuse rows whose video is there already, but was made from other words or settings.
-
-    Raises:
-        ConfigError: names them; kept in silence, the video would not be that of the row.
-    """
-    wanted = {row["prompt_id"]: row for row in rows}
-    changes = []
-    for found in done:
-        row = wanted.get(found["prompt_id"])
-        if row is None:
-            continue
-        former = json.loads(found["settings"] or "{}") | found
-        former["negative_prompt"] = former["negative_prompt"] or ""
-        row = row | {"scheduler": SCHEDULERS[row["scheduler"]].__name__}
-        names = [name for name in COMPARED if former.get(name) != row[name]]
-        changes += [f"{row['prompt_id']}: {name}: {former.get(name)!r} -> {row[name]!r}" for name in names]
-    if changes:
-        more = f"\n  ... and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
-        raise ConfigError(
-            f"output={output} has videos of other rows under the same prompt_id:\n  "
-            + "\n  ".join(changes[:MAX_CHANGES_SHOWN])
-            + f"{more}\nGive the changed rows other ids, or give another output."
-        )
+def former_settings(done: Row) -> Row:
+    """What a finished row was made from, by the names that it has in the plan."""
+    names = {sampler.__name__: name for name, sampler in SCHEDULERS.items()}
+    return json.loads(done["settings"] or "{}") | done | {"scheduler": names.get(done["scheduler"], done["scheduler"])}
 
 
 def read_rows(config: GenerateConfig) -> list[Row]:
@@ -317,7 +295,7 @@ def identify_models(config: GenerateConfig) -> Row:
     if config.finetune:
         check_finetune(config.finetune, config.base_model)
     base = unet_identity(config.finetune) if config.finetune else trained_on
-    if config.adapter == NO_ADAPTER:
+    if config.adapter is None:
         return {"base": base, "adapter": None}
     check_adapter(config.adapter, trained_on)
     return {"base": base, "adapter": adapter_identity(config.adapter)}
@@ -375,7 +353,7 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
         GenerateVideos,
         fn_constructor_kwargs={
             "base_model": config.base_model,
-            "adapter": None if config.adapter == NO_ADAPTER else config.adapter,
+            "adapter": config.adapter,
             "finetune": config.finetune,
             "loras": [(lora.path, lora.weight) for lora in config.loras],
             "other_models": identify_other_models(config),

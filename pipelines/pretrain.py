@@ -72,7 +72,7 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=5000, ge=20)
+    num_steps: int = Field(default=8000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=32, ge=1)
     """Stills per step."""
@@ -130,7 +130,7 @@ def run(config: PretrainConfig) -> dict[str, Any]:
 def train_autoencoder(config: PretrainConfig, folder: Path, device: torch.device) -> AutoencoderKL:
     """1. stills -> autoencoder."""
     torch.manual_seed(config.seed)
-    vae = pretraining.build_autoencoder().to(device)
+    vae = pretraining.build_autoencoder().to(device, memory_format=torch.channels_last)
     draw = draw_stills(config.seed, 1, config.autoencoder.batch_size, device)
     pretraining.pretrain_autoencoder(
         vae,
@@ -169,7 +169,7 @@ def train_denoiser(
 ) -> tuple[UNet2DConditionModel, DDIMScheduler]:
     """3. stills and captions, through the two frozen models -> denoiser."""
     torch.manual_seed(config.seed + 2)
-    unet = pretraining.build_unet().to(vae.device)
+    unet = pretraining.build_unet().to(vae.device, memory_format=torch.channels_last)
     noise_scheduler = pretraining.build_noise_scheduler()
     pretraining.pretrain_denoiser(
         unet,

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
 from simda.data.uris import read_bytes, write_bytes
@@ -38,29 +38,6 @@ CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
     "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, config=CONFIG_RULES)
-class Adapter:
-    """What is trained."""
-
-    spatial_reduction: int = Field(default=4, ge=1)
-    """Width over bottleneck of the attention and FFN adapters; more makes them smaller."""
-    temporal_reduction: int = Field(default=2, ge=1)
-    """Channels over bottleneck of the temporal adapters; more makes them smaller."""
-    keys_values: Literal["paper", "released", "off"] = "paper"
-    """What Latent-Shift Attention attends to: the current and the shifted frame (paper), two shifted ones (as the
-    authors' code has it), or the current frame alone (off)."""
-    attention: bool = True
-    """Whether self-attention has adapters."""
-    ffn: bool = True
-    """Whether feed-forward layers have adapters."""
-    temporal: bool = True
-    """Whether there are temporal adapters."""
-    frame_positions: bool = False
-    """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
-    temporal_kernel: int = Field(default=3, ge=3)
-    """Frames that a temporal adapter's convolution spans, odd; the paper's is 3, more hold a clip together sooner."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from simda.errors import ConfigError
@@ -56,6 +56,10 @@ Uri = Annotated[str, AfterValidator(absolute_uri)]
 """A setting that names a file or directory, local or s3://."""
 ModelName = Annotated[str, AfterValidator(absolute_model)]
 """A setting that names a base model: an embedded one, a diffusers directory or a name on the hub."""
+AdapterUri = Annotated[
+    str | None, BeforeValidator(lambda uri: None if uri in (None, "none") else absolute_uri(str(uri)))
+]
+"""A setting that names the `adapter` directory that `train` wrote, local or s3://; `none` is the base model alone."""
 SchedulerName = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
 ExtraFile = Literal["lossless", "gif", "frames", "latents"]
@@ -101,6 +105,30 @@ class Workers:
             "num_gpus": self.gpus_per_worker or None,
             "resources": on_role(self.role),
         }
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Adapter:
+    """Which adapters are inserted, and how wide; the defaults are the paper's."""
+
+    spatial_reduction: int = Field(default=4, ge=1)
+    """Width over bottleneck of the attention and FFN adapters; more makes them smaller."""
+    temporal_reduction: int = Field(default=2, ge=1)
+    """Channels over bottleneck of the temporal adapters; more makes them smaller."""
+    keys_values: Literal["paper", "released", "off", "full", "sparse_causal"] = "paper"
+    """What Latent-Shift Attention attends to: the current and the shifted frame (paper), two shifted ones (as the
+    authors' code has it), or the current frame alone (off); to compare with, all frames (full), or the first and the
+    former one (sparse_causal)."""
+    attention: bool = True
+    """Whether self-attention has adapters."""
+    ffn: bool = True
+    """Whether feed-forward layers have adapters."""
+    temporal: bool = True
+    """Whether there are temporal adapters."""
+    frame_positions: bool = False
+    """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
+    temporal_kernel: int = Field(default=3, ge=3)
+    """Frames that a temporal adapter's convolution spans, odd; the paper's is 3, more hold a clip together sooner."""
 
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -88,6 +88,7 @@ def read_prompts(
     num_videos_per_prompt: int = 1,
     prompt_column: str | None = None,
     check: Callable[[PromptRow], Sequence[str]] = lambda row: (),
+    settings: Mapping[str, Setting] = SETTINGS,
 ) -> list[PromptRow]:
     """Read and check a prompt manifest.
 
@@ -103,18 +104,19 @@ def read_prompts(
             its id and a seed of its own.
         prompt_column: where the prompt stands; None for the first of `PROMPT_COLUMNS` that is there.
         check: faults of a row in the eyes of the caller.
+        settings: the columns that may stand beside the prompt, its id and its seed.
 
     Raises:
         InputError: the file cannot be read, has no rows, or has faults; all of them are listed with their lines.
     """
-    table = _read_lines(uri) if suffix_of(uri) == TEXT_SUFFIX else _read_records(uri, prompt_column)
+    table = _read_lines(uri) if suffix_of(uri) == TEXT_SUFFIX else _read_records(uri, prompt_column, settings)
     column = _find_prompt_column(uri, table.columns, prompt_column)
-    faults = [*_column_faults(uri, table.columns, column), *table.faults]
+    faults = [*_column_faults(uri, table.columns, column, settings), *table.faults]
     rows: list[PromptRow] = []
     equal_rows: Counter[str] = Counter()
     first_place: dict[str, str] = {}
     for where, record in table.records:
-        row, row_faults = _read_row(where, record, column, equal_rows, base_seed)
+        row, row_faults = _read_row(where, record, column, settings, equal_rows, base_seed)
         copies = [] if row is None else _copies(row, num_videos_per_prompt, base_seed)
         row_faults += check(row) if row else ()
         for copy in copies:
@@ -144,11 +146,11 @@ def _read_lines(uri: str) -> RecordList:
     return RecordList(("prompt",), ((f"line {number}", {"prompt": line}) for number, line in lines if line.strip()))
 
 
-def _read_records(uri: str, prompt_column: str | None) -> RecordList:
+def _read_records(uri: str, prompt_column: str | None, settings: Iterable[str]) -> RecordList:
     if suffix_of(uri) not in RECORD_SUFFIXES:
         raise InputError(f"{uri} is no list of prompts; its name must end in {', '.join((*RECORD_SUFFIXES, '.txt'))}")
     columns = (prompt_column,) if prompt_column else PROMPT_COLUMNS
-    return read_records(uri, (*columns, "prompt_id", "seed", *SETTINGS))
+    return read_records(uri, (*columns, "prompt_id", "seed", *settings))
 
 
 def _find_prompt_column(uri: str, columns: Sequence[str], prompt_column: str | None) -> str:
@@ -164,8 +166,8 @@ def _find_prompt_column(uri: str, columns: Sequence[str], prompt_column: str | N
     )
 
 
-def _column_faults(uri: str, columns: Sequence[str], prompt_column: str) -> list[str]:
-    known = ("prompt", "prompt_id", "seed", *SETTINGS)
+def _column_faults(uri: str, columns: Sequence[str], prompt_column: str, settings: Iterable[str]) -> list[str]:
+    known = ("prompt", "prompt_id", "seed", *settings)
     faults, ignored = [], []
     for name in columns:
         if name == prompt_column or name in known[1:]:
@@ -181,10 +183,15 @@ def _column_faults(uri: str, columns: Sequence[str], prompt_column: str) -> list
 
 
 def _read_row(
-    where: str, record: Mapping[str, Any], prompt_column: str, equal_rows: Counter[str], base_seed: int
+    where: str,
+    record: Mapping[str, Any],
+    prompt_column: str,
+    known: Mapping[str, Setting],
+    equal_rows: Counter[str],
+    base_seed: int,
 ) -> tuple[PromptRow | None, list[str]]:
     values, faults = {}, []
-    for name in (prompt_column, "prompt_id", "seed", *SETTINGS):
+    for name in (prompt_column, "prompt_id", "seed", *known):
         try:
             values[name] = _as_text(record.get(name))
         except ValueError as error:
@@ -192,7 +199,7 @@ def _read_row(
     if faults:
         return None, faults
     settings: dict[str, Any] = {}
-    for name, setting in SETTINGS.items():
+    for name, setting in known.items():
         if values[name]:
             settings[name] = _parse(values[name], setting)
             if settings[name] is None:

@@ -37,6 +37,7 @@ from simda.models.video_unet import predict
 OutputType = Literal["np", "pt", "pil", "latent"]
 MAX_ETA = 1 - 1e-6
 """In the first step from zero terminal SNR, DDIM at 1 takes the root of 0, which rounding may put below."""
+DEFAULT_NUM_FRAMES = 16
 StepCallback = Callable[[DiffusionPipeline, int, int, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -113,7 +114,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        num_frames: int = 16,
+        num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -136,14 +137,14 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Generate one clip per prompt.
 
         Args:
-            num_frames: frames of each clip.
-            height: pixels; by default the size that the base was trained for.
+            num_frames: frames of each clip; by default those of `latents`, or 16.
+            height: pixels; by default those of `latents`, or the size that the base was trained for.
             width: as `height`.
             num_inference_steps: denoising steps.
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
-            guidance_rescale: see `guidance.py`, as is
+            guidance_rescale: share by which guided predictions are scaled back, see `guidance.py`.
             guidance_interval: shares of the steps between which there is guidance.
             noise_correlation: share of the initial noise, 0..1, that all frames of a clip have in common, see
                 `clip_noise.py`. At 0 (the paper's) each frame has its own; at 1 all start alike, and what moves is the
@@ -161,8 +162,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             ConfigError: an argument is out of range, or does not fit the others; before any work.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-        side = self.unet.config.sample_size * spatial_factor(self.vae)
-        height, width = side if height is None else height, side if width is None else width
+        num_frames, height, width = self._clip_size(num_frames, height, width, latents)
         guidance = Guidance(guidance_scale, guidance_rescale, *guidance_interval)
         num_clips = len(prompts) if prompt_embeds is None else len(prompt_embeds)
         negatives = self._negatives(negative_prompt, num_clips)
@@ -218,6 +218,18 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def _predict(self, timestep: Tensor, embeds: Tensor, text_cache: TextCache, noisy: Tensor) -> Tensor:
         steps = timestep.expand(len(noisy))
         return predict(self.unet, noisy.to(self.unet.dtype), steps, embeds, text_cache).float()
+
+    def _clip_size(
+        self, num_frames: int | None, height: int | None, width: int | None, latents: Tensor | None
+    ) -> tuple[int, int, int]:
+        """What was asked for, else what the latents have, else the defaults."""
+        factor, side = spatial_factor(self.vae), self.unet.config.sample_size
+        default = (DEFAULT_NUM_FRAMES, side, side) if latents is None else latents.shape[2:]
+        return (
+            default[0] if num_frames is None else num_frames,
+            default[1] * factor if height is None else height,
+            default[2] * factor if width is None else width,
+        )
 
     def _negatives(self, negative_prompt: str | Sequence[str] | None, num_prompts: int) -> list[str]:
         if negative_prompt is None or isinstance(negative_prompt, str):

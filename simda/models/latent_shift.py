@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-KeysValues = Literal["paper", "released", "off"]
+KeysValues = Literal["paper", "released", "off", "full", "sparse_causal"]
 
 SHIFT = ((4, 3, 2, 1), (3, 2, 1, 0), (2, 1, 0, 0), (1, 2, 3, 4))
 """How many frames back a token is taken from, by its (row mod 4, column mod 4). Source: the authors' code."""
@@ -51,15 +51,28 @@ def with_shifted(
 
     "paper": [z_t ; z_shift_t] (SimDA, Eqs. 7-8). "released": [z_shift_(t-1) ; z_shift_t], as the authors' code has it,
     with the first frame in its own place. "off": z_t alone, the attention of the image model.
+
+    To compare with: "full": [z_1 ; ... ; z_f], 3D attention over the whole clip. "sparse_causal": [z_1 ; z_(t-1)]
+    (Wu et al., "Tune-A-Video", arXiv 2212.11565, eq. 5), with the first frame in its own place.
     """
     if keys_values == "off":
         return tokens
+    if keys_values == "full":
+        return repeat(tokens, "(b f) n d -> (b g) (f n) d", f=num_frames, g=num_frames)
+    if keys_values == "sparse_causal":
+        clip = rearrange(tokens, "(b f) n d -> b f n d", f=num_frames)
+        first = clip[:, :1].expand_as(clip)
+        return rearrange(torch.cat([first, _former(clip)], dim=2), "b f n d -> (b f) n d")
     shifted = shift_tokens(tokens, num_frames, height, width)
     if keys_values == "paper":
         return torch.cat([tokens, shifted], dim=1)
-    clip = rearrange(shifted, "(b f) n d -> b f n d", f=num_frames)
-    former = rearrange(torch.cat([clip[:, :1], clip[:, :-1]], dim=1), "b f n d -> (b f) n d")
+    former = rearrange(_former(rearrange(shifted, "(b f) n d -> b f n d", f=num_frames)), "b f n d -> (b f) n d")
     return torch.cat([former, shifted], dim=1)
+
+
+def _former(clip: Float[Tensor, "b f n d"]) -> Float[Tensor, "b f n d"]:
+    """The frame before each frame; of the first one, itself."""
+    return torch.cat([clip[:, :1], clip[:, :-1]], dim=1)
 
 
 def latent_shift_attention(

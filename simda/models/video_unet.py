@@ -37,7 +37,8 @@ class AdapterConfig:
     Attributes:
         spatial_reduction: width over bottleneck of the attention and FFN adapters.
         temporal_reduction: channels over bottleneck of the temporal adapters.
-        keys_values: what Latent-Shift Attention attends to; "paper", "released" or "off" (see `latent_shift.py`).
+        keys_values: what Latent-Shift Attention attends to; "paper", "released" or "off"; to compare with, "full" or
+            "sparse_causal" (see `latent_shift.py`).
         attention: whether self-attention has adapters.
         ffn: whether feed-forward layers have adapters.
         temporal: whether there are temporal adapters.

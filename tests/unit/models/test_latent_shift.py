@@ -49,8 +49,13 @@ def slow_attention(attention: Attention, clip: Tensor, height: int, width: int, 
     shifted = slow_shift(clip, height, width)
     outputs = []
     for frame in range(len(clip)):
-        first = clip[frame] if keys_values == "paper" else shifted[max(frame - 1, 0)]
-        context = torch.cat([first, shifted[frame]])
+        former = max(frame - 1, 0)
+        context = {
+            "paper": torch.cat([clip[frame], shifted[frame]]),
+            "released": torch.cat([shifted[former], shifted[frame]]),
+            "full": clip.flatten(0, 1),
+            "sparse_causal": torch.cat([clip[0], clip[former]]),
+        }[keys_values]
         queries, keys, values = attention.to_q(clip[frame]), attention.to_k(context), attention.to_v(context)
         heads = []
         for head in range(HEADS):
@@ -78,9 +83,9 @@ def test_shift_keeps_clips_apart():
     assert torch.equal(shift_tokens(tokens, 6, 5, 3), expected)
 
 
-@pytest.mark.parametrize("keys_values", ["paper", "released"])
+@pytest.mark.parametrize("keys_values", ["paper", "released", "full", "sparse_causal"])
 @pytest.mark.parametrize(("num_frames", "height", "width"), SIZES)
-def test_attention_is_the_papers_equations(attention, keys_values, num_frames, height, width):
+def test_attention_is_that_of_the_equations(attention, keys_values, num_frames, height, width):
     tokens = random_tokens(2, num_frames, height, width)
     expected = [slow_attention(attention, clip, height, width, keys_values) for clip in tokens.split(num_frames)]
     actual = latent_shift_attention(attention, tokens, num_frames, height, width, keys_values)
