@@ -26,10 +26,10 @@ from ray.data import ActorPoolStrategy
 from simda.config import CONFIG_RULES, Adapter, AdapterUri, ModelName, Uri, Workers, config_to_dict, config_to_yaml
 from simda.data.clip_plan import find_video
 from simda.data.edits import read_edits
+from simda.data.finished_rows import find_finished
 from simda.data.prompts import PromptRow
 from simda.data.schema import GENERATED, derived_id
 from simda.data.store import OutputStore
-from simda.data.unchanged_rows import check_unchanged
 from simda.data.video_files import COMPARISONS_FOLDER
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
@@ -209,20 +209,11 @@ def plan(config: EditConfig) -> Plan:
     rows = read_rows(config)
     key = run_key(config)
     store = OutputStore(config.output)
-    resumes = store.check_claim(key)
-    skipped: set[str] = set()
-    failed: dict[str, int] = {}
-    if resumes:
-        done = store.read_table(GENERATED)
-        check_unchanged(rows, map(former_settings, done.to_pylist()), COMPARED, config.output)
-        skipped = set(done["prompt_id"].to_pylist())
-        failed = {row["id"]: row["attempt"] for row in store.failures(GENERATED).to_pylist()}
-    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
-    if not config.retry_failed:
-        skipped |= failed.keys()
-    left = sorted((row for row in rows if row["prompt_id"] not in skipped), key=lambda row: row["clip_key"])
+    finished = find_finished(store, key, rows, COMPARED, GENERATED.columns.names, former_settings)
+    rows = finished.with_attempts(rows)
+    left = sorted(finished.left(rows, config.retry_failed), key=lambda row: row["clip_key"])
     groups = [list(group) for _, group in groupby(left, key=lambda row: row["clip_key"])]
-    return Plan(rows, groups, store, key, resumes)
+    return Plan(rows, groups, store, key, finished.resumes)
 
 
 def read_rows(config: EditConfig) -> list[Row]:

@@ -35,10 +35,10 @@ from simda.config import (
     config_to_dict,
     config_to_yaml,
 )
+from simda.data.finished_rows import find_finished, standing_failures
 from simda.data.prompts import PromptRow, read_prompts
-from simda.data.schema import FAILURES, GENERATED
+from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
-from simda.data.unchanged_rows import check_unchanged
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
@@ -215,23 +215,10 @@ def plan(config: GenerateConfig) -> Plan:
     identities = identify_models(config)
     key = run_key(config, identities)
     store = OutputStore(config.output)
-    resumes = store.check_claim(key)
-    skipped: set[str] = set()
-    failed: dict[str, int] = {}
-    if resumes:
-        done = store.read_table(GENERATED, CHECKED_COLUMNS)
-        check_unchanged(rows, map(former_settings, done.to_pylist()), COMPARED, config.output)
-        skipped = set(done["prompt_id"].to_pylist())
-        failed = standing_failures(store, skipped)
-    rows = [row | {"attempt": failed.get(row["prompt_id"], 0) + 1} for row in rows]
-    if not config.retry_failed:
-        skipped |= failed.keys()
-    return Plan(rows, groups_to_do(rows, config.batch_size, skipped), store, identities, key, resumes)
-
-
-def standing_failures(store: OutputStore, done: Set[str]) -> dict[str, int]:
-    """Attempts of the rows that failed and were not done since, by id."""
-    return {row["id"]: row["attempt"] for row in store.read_table(FAILURES).to_pylist() if row["id"] not in done}
+    finished = find_finished(store, key, rows, COMPARED, CHECKED_COLUMNS, former_settings)
+    rows = finished.with_attempts(rows)
+    todo = {row["prompt_id"] for row in finished.left(rows, config.retry_failed)}
+    return Plan(rows, groups_to_do(rows, config.batch_size, todo), store, identities, key, finished.resumes)
 
 
 def former_settings(done: Row) -> Row:
@@ -330,7 +317,7 @@ def run_key(config: GenerateConfig, identities: Row) -> Row:
     }
 
 
-def groups_to_do(rows: list[Row], batch_size: int, skipped: Set[str]) -> list[list[Row]]:
+def groups_to_do(rows: list[Row], batch_size: int, todo: Set[str]) -> list[list[Row]]:
     """Batches of rows that go through the model together: of one shape, sampled in one way.
 
     All rows are laid out before those that are done are left out: what is left after a stop has the company that it
@@ -342,7 +329,7 @@ def groups_to_do(rows: list[Row], batch_size: int, skipped: Set[str]) -> list[li
 
     alike = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
     groups = [group[start : start + batch_size] for group in alike for start in range(0, len(group), batch_size)]
-    left = [[row for row in group if row["prompt_id"] not in skipped] for group in groups]
+    left = [[row for row in group if row["prompt_id"] in todo] for group in groups]
     return [group for group in left if group]
 
 
