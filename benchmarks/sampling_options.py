@@ -22,16 +22,18 @@ from simda.sprites.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
 
 SEED, BATCH_SIZE = 0, 8
 MARKS = ("colour", "background", "shape", "motion")
+DEMO: dict[str, Any] = {"guidance_scale": 7.0, "guidance_interval": (0.0, 0.4), "eta": 1.0}
+"""As pipelines/configs/generate_sprites.yaml, with 36 steps."""
 OPTIONS: list[tuple[str, int, dict[str, Any]]] = [
-    ("ddim", 20, {}),
-    ("ddim", 20, {"eta": 1.0}),
-    ("ddim", 20, {"guidance_rescale": 0.7}),
-    ("ddim", 20, {"guidance_interval": (0.0, 0.5)}),
-    ("ddim", 10, {}),
-    ("dpm++", 10, {}),
-    ("unipc", 10, {}),
-    ("euler", 10, {}),
-    ("lcm", 8, {}),
+    ("ddim", 36, {}),
+    ("ddim", 36, {"guidance_interval": (0.0, 1.0)}),
+    ("ddim", 36, {"reuse_interval": 2}),
+    ("ddim", 36, {"reuse_interval": 3}),
+    ("ddim", 18, {}),
+    ("ddim", 36, {"eta": 0.0}),
+    ("dpm++", 18, {"eta": 0.0}),
+    ("unipc", 18, {"eta": 0.0}),
+    ("lcm", 8, {"eta": 0.0}),
 ]
 
 
@@ -71,10 +73,8 @@ def sample(
         [scene.caption() for scene in batch],
         num_frames=8,
         num_inference_steps=num_steps,
-        guidance_scale=6.0,
-        noise_correlation=0.8,
         generator=[torch.Generator().manual_seed(start + index) for index in range(len(batch))],
-        **others,
+        **DEMO | others,
     ).frames
     return (frames * 255).round().astype(np.uint8)
 

@@ -99,6 +99,9 @@ class Sampling:
     """Frames that go through the network at once, for videos longer than the adapter was trained for; 0 for all."""
     window_overlap: int = Field(default=0, ge=0)
     """Frames that neighbouring windows share; more joins them better and takes longer."""
+    reuse_interval: int = Field(default=1, ge=1)
+    """Every how many steps the inner blocks of the network are computed; between them they give what they gave last,
+    which is faster and changes the videos a little."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)

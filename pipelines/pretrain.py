@@ -46,7 +46,7 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
 class AutoencoderTraining:
     """How the autoencoder is trained."""
 
-    num_steps: int = Field(default=4000, ge=20)
+    num_steps: int = Field(default=2500, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Stills per step."""
@@ -72,9 +72,9 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=8000, ge=20)
+    num_steps: int = Field(default=12000, ge=20)
     """Optimiser steps."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Stills per step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of the cosine schedule."""

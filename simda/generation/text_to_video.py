@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.errors import ConfigError
+from simda.generation.feature_reuse import FeatureReuse
 from simda.generation.guidance import Guidance
 from simda.generation.loras import fuse_loras
 from simda.generation.windows import Windows
@@ -130,6 +131,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         negative_prompt_embeds: Tensor | None = None,
         window_frames: int = 0,
         window_overlap: int = 0,
+        reuse_interval: int = 1,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -155,6 +157,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             negative_prompt_embeds: of the same shape, is needed for guidance.
             window_frames: of longer clips, the frames that go through the network at once, see `windows.py`; 0 for all.
             window_overlap: frames that neighbouring windows share at least.
+            reuse_interval: every how many steps the inner blocks are computed, see `feature_reuse.py`; 1 for each.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a dictionary with other `latents`.
 
@@ -169,7 +172,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self._check(num_clips, num_frames, height, width, num_inference_steps, generator, output_type)
         self._check_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance)
         self._check_noise(noise_correlation, latents)
-        windows = Windows(window_frames, window_overlap)
+        windows, reuse = Windows(window_frames, window_overlap), FeatureReuse(reuse_interval)
         shape = self._latents_shape(num_clips, num_frames, height, width, latents)
         step_settings = self._step_settings(eta, generator)
 
@@ -187,19 +190,20 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
         # Of guided and of other steps, which read other texts.
         text_caches: dict[bool, TextCache] = {True: {}, False: {}}
-        for index, timestep in enumerate(self.progress_bar(timesteps)):
-            guided = guided_steps[index]
-            model_input = self.scheduler.scale_model_input(latents, timestep)
-            # Both halves in one pass.
-            model_input = torch.cat([model_input, model_input]) if guided else model_input
-            network = partial(self._predict, timestep, embeds[-len(model_input) :], text_caches[guided])
-            predicted = windows.predict(network, model_input)
-            if guided:
-                predicted = guidance.combine(*predicted.chunk(2))
-            latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
-            if callback_on_step_end:
-                changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
-                latents = changed.get("latents", latents)
+        with reuse.on(self.unet):
+            for index, timestep in enumerate(self.progress_bar(timesteps)):
+                guided = guided_steps[index]
+                model_input = self.scheduler.scale_model_input(latents, timestep)
+                # Both halves in one pass.
+                model_input = torch.cat([model_input, model_input]) if guided else model_input
+                network = partial(self._predict, timestep, embeds[-len(model_input) :], text_caches[guided])
+                predicted = windows.predict(reuse.in_step(network, index, guided), model_input)
+                if guided:
+                    predicted = guidance.combine(*predicted.chunk(2))
+                latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
+                if callback_on_step_end:
+                    changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
+                    latents = changed.get("latents", latents)
 
         self.maybe_free_model_hooks()
         frames = self._finish(latents, output_type)

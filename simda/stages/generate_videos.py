@@ -37,9 +37,18 @@ COMMON_SETTINGS = (
     "noise_correlation",
     "window_frames",
     "window_overlap",
+    "reuse_interval",
 )
 """What the rows of a group share, so that they go through the model together."""
-OTHER_SETTINGS = ("eta", "guidance_rescale", "guidance_start", "guidance_end", "window_frames", "window_overlap")
+OTHER_SETTINGS = (
+    "eta",
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_end",
+    "window_frames",
+    "window_overlap",
+    "reuse_interval",
+)
 """What has no column of its own in the generated table, but a place in its `settings`."""
 MAX_TEXTS = 256
 """Embeddings that a worker keeps: of negative prompts, and of prompts with several videos."""
@@ -146,6 +155,7 @@ class GenerateVideos:
             noise_correlation=common["noise_correlation"],
             window_frames=common["window_frames"],
             window_overlap=common["window_overlap"],
+            reuse_interval=common["reuse_interval"],
             prompt_embeds=torch.cat([self.encode(row["prompt"]) for row in rows]),
             negative_prompt_embeds=torch.cat([self.encode(row["negative_prompt"] or "") for row in rows]),
             generator=[torch.Generator().manual_seed(row["seed"]) for row in rows],
