@@ -5,6 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CONSTRAINTS := cluster/constraints.txt
 OUT ?= out/demo
+DATA ?= $(OUT)/latents
 CONFIG ?=
 ARGS ?=
 JOB_ADDRESS ?= http://127.0.0.1:8265
@@ -14,7 +15,7 @@ CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 COMMANDS := make_sprites pretrain cache_latents train generate edit evaluate run
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean submit cluster-up cluster-down cluster-status dashboard $(COMMANDS)
+.PHONY: help install demo inspect test check format clean submit cluster-up cluster-down cluster-status dashboard $(COMMANDS)
 
 help:  ## list the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> vid
 
 $(COMMANDS): install
 	$(RUN) pipelines/$@.py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+inspect: install  ## what is in a dataset of cached latents: DATA=out/demo/latents ARGS="base_model=sprites ..."
+	$(RUN) pipelines/inspect_latents.py $(if $(CONFIG),--config $(CONFIG)) data=$(DATA) $(ARGS)
 
 submit: install  ## run a pipeline as a job on a cluster: JOB=train CONFIG=... ARGS="..." JOB_ADDRESS=http://...
 	$(VENV)/bin/ray job submit --address $(JOB_ADDRESS) --working-dir . -- python pipelines/$(JOB).py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
