@@ -140,6 +140,8 @@ class CacheLatentsConfig:
     """Precision of the cached latents."""
     clips_per_shard: int = Field(default=32, ge=1)
     """Clips that a worker decodes, encodes and writes at once: the most that a crash of it can cost."""
+    preview_every: int | None = Field(default=None, ge=1)
+    """Write `previews/ID.mp4` of about every Nth clip, chosen by its id: its frames and what its latents decode to."""
     video_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that it may take to look through a video, or to decode one of its clips; with s3://, to copy it too."""
     workers: Workers = Workers()
@@ -308,7 +310,11 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
     """Write the rows of the latents table; yields which are written and which have failed."""
     frames = {"height_px": config.height_px, "width_px": config.width_px, "dtype": config.dtype}
-    reading = {"clip_filter": asdict(config.filters), "video_timeout_s": config.video_timeout_s}
+    reading = {
+        "clip_filter": asdict(config.filters),
+        "video_timeout_s": config.video_timeout_s,
+        "preview_every": config.preview_every,
+    }
     return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames, **reading)
 
 

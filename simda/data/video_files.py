@@ -1,7 +1,7 @@
 """The files of a generated video: the mp4 that its row names, and beside it what else was asked for.
 
     videos/ID.mp4   lossless/ID.mkv   gif/ID.gif   frames/ID/0000.png   latents/ID.safetensors
-    comparisons/ID.mp4, of an edit
+    comparisons/ID.mp4, of an edit   previews/ID.mp4, of a cached clip
 
 Each is whole or not there, and carries where it comes from: as `comment` in the first three, as text in each PNG, in
 the header of the latents. How single videos are coded is `video_io.py`'s business.
@@ -28,6 +28,7 @@ from simda.data.video_io import write_lossless, write_video
 
 COMMENT = "comment"
 COMPARISONS_FOLDER = "comparisons"
+PREVIEWS_FOLDER = "previews"
 
 
 class VideoFiles:
@@ -84,9 +85,18 @@ class VideoFiles:
             return self._put(row_id, "videos", ".mp4", folder, lambda path: write_video(frames, path, fps, tags))
 
     def write_comparison(
-        self, row_id: str, source: np.ndarray, edited: np.ndarray, fps: float, record: Mapping[str, Any]
+        self,
+        row_id: str,
+        source: np.ndarray,
+        other: np.ndarray,
+        fps: float,
+        record: Mapping[str, Any],
+        kind: str = COMPARISONS_FOLDER,
     ) -> str:
         """Write two clips of one shape side by side, `comparisons/ID.mp4`; before `write`, whose file comes last.
+
+        Args:
+            kind: folder of the file, in place of `comparisons`.
 
         Returns:
             The mp4's path under the output.
@@ -95,11 +105,9 @@ class VideoFiles:
             VideoError, StorageError: as `write`.
         """
         tags = {COMMENT: json.dumps(record, sort_keys=True)}
-        frames = np.concatenate([source, edited], axis=2)
+        frames = np.concatenate([source, other], axis=2)
         with storage_faults(self.store.uri), tempfile.TemporaryDirectory(prefix="simda-") as folder:
-            return self._put(
-                row_id, COMPARISONS_FOLDER, ".mp4", folder, lambda path: write_video(frames, path, fps, tags)
-            )
+            return self._put(row_id, kind, ".mp4", folder, lambda path: write_video(frames, path, fps, tags))
 
     def _put(self, row_id: str, kind: str, suffix: str, folder: str, save: Callable[[str], None]) -> str:
         path = str(Path(folder) / f"file{suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from simda.data.clip_filter import ClipFilter, Rejection
 from simda.data.clip_plan import clip_times
@@ -17,8 +19,9 @@ from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
+from simda.data.video_files import PREVIEWS_FOLDER, VideoFiles
 from simda.data.video_io import read_frames
-from simda.models.autoencoder import encode_frames
+from simda.models.autoencoder import decode_latents, encode_frames
 from simda.models.base_models import load_autoencoder
 from simda.stages.failures import attempt_row
 
@@ -33,7 +36,8 @@ class EncodeClips:
     Clips are decoded in a thread while the model encodes the ones before them; a batch is small enough that all of its
     frames may lie in memory. Videos are read by a process of their own, which is killed when it hangs. A clip that
     fails is a row of the failures table; one whose frames do not pass the filter is a row of the filtered table, and
-    the model never sees it.
+    the model never sees it. Of some clips, chosen by their ids alone, what the cached latents decode to is written
+    beside the frames.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
     Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
@@ -52,11 +56,13 @@ class EncodeClips:
         provenance: dict[str, Any],
         clip_filter: dict[str, Any] | None = None,
         video_timeout_s: float = 60.0,
+        preview_every: int | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device)
         self.store = OutputStore(output)
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
+        self.preview_every, self.files = preview_every, VideoFiles(self.store)
         self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -102,6 +108,8 @@ class EncodeClips:
             span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
             return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
         latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
+        if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
+            self.write_preview(clip, frames, latents)
         bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
         return {
             **{
@@ -113,6 +121,18 @@ class EncodeClips:
             **tensor_columns("latents", bits.numpy(), self.dtype),
             "decoder": decoder,
         }
+
+    def write_preview(self, clip: Row, frames: NDArray[np.uint8], latents: Tensor) -> None:
+        """Write the frames and what is left of them in the cached latents, side by side."""
+        decoded = decode_latents(self.vae, latents.float()[None])[0]
+        pixels = (decoded * 255).round().to(torch.uint8).cpu().numpy()
+        about = {name: clip[name] for name in ("clip_id", "video_uri", "start_s", "caption")}
+        self.files.write_comparison(clip["clip_id"], frames, pixels, clip["fps"], about, PREVIEWS_FOLDER)
+
+
+def is_chosen(row_id: str, every: int) -> bool:
+    """Whether a row is one of about every Nth; it depends on the id alone, not on its place or its shard."""
+    return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big") % every == 0
 
 
 def to_rows(batch: dict[str, NDArray[Any]]) -> list[Row]:

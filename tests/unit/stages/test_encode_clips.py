@@ -10,8 +10,11 @@ import pytest
 from simda.data.clip_plan import Clip
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
-from simda.data.video_io import write_video
-from simda.stages.encode_clips import EncodeClips
+from simda.data.video_io import read_all_frames, read_video_metadata, write_video
+from simda.sprites import world
+from simda.stages.encode_clips import EncodeClips, is_chosen
+
+RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -25,7 +28,9 @@ def videos(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.mp4") for name in ("moving", "still", "black", "broken")}
 
 
-def encode(output: Path, videos: dict[str, str], **filters: Any) -> tuple[dict[str, list[Any]], OutputStore]:
+def encode(
+    output: Path, videos: dict[str, str], preview_every: int | None = None, **filters: Any
+) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
         base_model="sprites",
         output=str(output),
@@ -37,6 +42,7 @@ def encode(output: Path, videos: dict[str, str], **filters: Any) -> tuple[dict[s
         provenance={},
         clip_filter=filters,
         video_timeout_s=30,
+        preview_every=preview_every,
     )
     clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
     told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
@@ -68,3 +74,26 @@ def test_without_filters_the_table_is_the_same_with_and_without_them(videos: dic
     assert set(rows) == set(videos)
     _, filtered = encode(tmp_path / "some", videos, static_below=1)
     assert filtered.read_table(LATENTS).to_pylist() == [rows["moving"]]
+
+
+def test_previews_show_frames_beside_what_their_latents_decode_to(videos: dict[str, str], tmp_path: Path) -> None:
+    sprites = world.render(scene := world.draw_scene(RNG), world.draw_trajectory(scene, RNG, 4), 4)
+    write_video(sprites, videos["moving"], 8)
+    _, store = encode(tmp_path / "out", videos, preview_every=1, black_below=32)
+    previews = sorted((tmp_path / "out" / "previews").iterdir())
+    assert [path.stem for path in previews] == ["moving", "still"]
+    source, decoded = np.split(read_all_frames(str(previews[0])).astype(float), 2, axis=2)
+    assert np.abs(source - sprites).mean() < 4
+    assert 0 < np.abs(source - decoded).mean() < 4
+    assert read_video_metadata(str(previews[0]))["comment"].startswith('{"caption": "x", "clip_id": "moving"')
+
+    _, plain = encode(tmp_path / "plain", videos, black_below=32)
+    assert plain.read_table(LATENTS).equals(store.read_table(LATENTS))
+    assert not (tmp_path / "plain" / "previews").exists()
+
+
+def test_which_clips_are_previewed_depends_on_the_id_alone() -> None:
+    ids = [f"clip-{number}" for number in range(2000)]
+    chosen = {row_id for row_id in ids if is_chosen(row_id, 20)}
+    assert 60 < len(chosen) < 140
+    assert {row_id for row_id in reversed(ids) if is_chosen(row_id, 40)} < chosen
