@@ -105,6 +105,27 @@ class Sampling:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class Speed:
+    """What takes less time or memory and leaves the videos as they are, within rounding."""
+
+    guidance_in_one_pass: bool = True
+    """Send both halves of guidance through the network together; one after the other takes half the memory."""
+    text_cache: bool = True
+    """Project each text once, not in every step."""
+    num_kept_texts: int = Field(default=256, ge=0)
+    """Encoded texts that a worker keeps, for other rows with the same words; 0 encodes them anew for every row."""
+    frames_per_decode: int = Field(default=16, ge=1)
+    """Frames that go through the autoencoder at once; less takes less memory."""
+    channels_last: bool = True
+    """Lay out convolutions channel by channel, which is faster on most devices."""
+    compiled: bool = False
+    """Compile the network: every worker's first batch of each shape takes minutes, later ones less time than without;
+    needs a C++ compiler, on GPUs also Triton."""
+    overlapped_writing: bool = True
+    """Go on with the next batch while the one before is still being coded and written."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class Lora:
     """A LoRA of the base model."""
 
@@ -144,6 +165,7 @@ class GenerateConfig:
     also_write: tuple[ExtraFile, ...] = ()
     """Beside each mp4: `lossless` (FFV1 in Matroska), `gif`, `frames` (PNG), `latents` (safetensors);
     a list, as [gif, frames]."""
+    speed: Speed = Speed()
     sharded: bool = False
     """Spread the files over 256 folders by their ids; for more than some ten thousand rows."""
     workers: Workers = Workers()
@@ -355,8 +377,14 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
             "provenance": {"libraries": library_versions()},
             "also_write": config.also_write,
             "sharded": config.sharded,
+            **{name: value for name, value in vars(config.speed).items() if name != "overlapped_writing"},
         },
-        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
+        compute=ActorPoolStrategy(
+            size=min(config.workers.num_workers, len(groups)),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=1 + config.speed.overlapped_writing,
+            enable_true_multi_threading=config.speed.overlapped_writing,
+        ),
         **config.workers.ray_options,
     )
     for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
