@@ -72,9 +72,10 @@ def main(num_prompts: int, num_steps: int, num_workers: int) -> None:
     for name, (first, whole, steady) in times.items():
         print(f"| {name} | {first:.1f} s | {whole:.1f} s | {3600 * num_prompts / whole:.0f} | {3600 * steady:.0f} |")
     *loops, command = times.values()
+    whole, steady = min(one[1] for one in loops) / command[1], command[2] / max(one[2] for one in loops)
     print(
-        f"\nThe command makes {min(one[1] for one in loops) / command[1]:.3f} of the faster loop's videos per hour, with "
-        f"its start and end, and {command[2] / max(one[2] for one in loops):.3f} after the first video."
+        f"\nOf the faster loop's videos per hour the command makes {whole:.3f} with its start and end in it, and "
+        f"{steady:.3f} after the first videos."
     )
 
 
