@@ -245,6 +245,11 @@ class OutputStore:
             write_bytes(self.uri_of(relative), file.read())
         return relative
 
+    def size_of(self, relative: str) -> int:
+        """Bytes of a file of this output, 0 if it is not there."""
+        filesystem, path = open_uri(self.uri_of(relative))
+        return get_info(filesystem, path, self.uri).size or 0
+
     def delete_file(self, relative: str) -> None:
         """Delete a file if it is there."""
         filesystem, path = open_uri(self.uri_of(relative))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ from simda.data.video_io import read_frames
 from simda.models.autoencoder import decode_latents, encode_frames
 from simda.models.base_models import load_autoencoder
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "encode_clips"
 
@@ -40,7 +42,8 @@ class EncodeClips:
     beside the frames.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
-    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
+    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
+    `telemetry.Effort`.
     """
 
     def __init__(
@@ -61,19 +64,22 @@ class EncodeClips:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device)
         self.store = OutputStore(output)
+        self.device, self.device_s = device, 0.0
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
         self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Write a batch of clips."""
-        clips = to_rows(batch)
+        clips, started_s = to_rows(batch), time.time()
+        efforts: list[Row] = []
         rows: list[Row] = []
         filtered: list[Row] = []
         failures: list[Row] = []
         with ThreadPoolExecutor(max_workers=1) as decoder:
             decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
             for clip in clips:
+                self.device_s = 0.0
                 # Taken off the queue: a clip's frames are freed as soon as it is encoded.
                 row, failure = attempt_row(
                     clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
@@ -81,6 +87,8 @@ class EncodeClips:
                 kind = filtered if row and "filter" in row else rows
                 kind += [row] if row else []
                 failures += [failure] if failure else []
+                num_bytes = len(row["latents"]) if row and kind is rows else 0
+                efforts.append(Effort(started_s, self.device, self.device_s, num_bytes).columns())
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
         if filtered:
@@ -93,6 +101,7 @@ class EncodeClips:
             "clip_id": [clip["clip_id"] for clip in clips],
             "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
             "filter": [left_out.get(clip["clip_id"], "") for clip in clips],
+            **{name: [effort[name] for effort in efforts] for name in efforts[0]},
         }
 
     def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str, Rejection | None]:
@@ -107,7 +116,9 @@ class EncodeClips:
         if rejection:
             span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
             return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
+        started = time.monotonic()
         latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
+        self.device_s = time.monotonic() - started
         if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
             self.write_preview(clip, frames, latents)
         bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
