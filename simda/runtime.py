@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from simda.config import Config, config_to_yaml, describe_settings, load_config
+from simda.data.run_lock import release_all
 from simda.errors import ConfigError, SimdaError
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
@@ -79,6 +80,8 @@ def run_command(
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
+    finally:
+        release_all()
     summary = {**summary, "wall_s": round(time.monotonic() - started, 1)}
     print(json.dumps(summary), flush=True)
     too_many = summary.get("num_failed", 0) > summary.get("max_failure_rate", 1.0) * max(1, summary.get("num_rows", 1))
