@@ -28,6 +28,7 @@ SUFFIXES = frozenset({
     ".ts", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
+TAR_SUFFIX = ".tar"
 Item = TypeVar("Item")
 MISSING = "missing"
 """Version of a video that a list names but that is not there; to probe it fails, which makes a row of the failures."""
@@ -161,11 +162,11 @@ def clip_times(start_s: float, fps: float, num_frames: int) -> list[float]:
 
 
 def list_videos(uri: str) -> list[VideoSource]:
-    """The videos that `uri` stands for, in the order of their uris.
+    """The videos, and the tar shards of videos, that `uri` stands for, in the order of their uris.
 
     Args:
         uri: a directory (searched to any depth), a pattern such as `videos/**/*.mp4`, or one file; local or `s3://`.
-            Directories and patterns give files with one of `SUFFIXES` only, and none that is hidden.
+            Directories and patterns give files with one of `SUFFIXES` or `.tar` only, and none that is hidden.
 
     Returns:
         At least one video.
@@ -187,7 +188,9 @@ def list_videos(uri: str) -> list[VideoSource]:
     else:
         raise InputError(f"{uri} does not exist; give a directory, a pattern, a list or a video file")
     if not sources:
-        raise InputError(f"no videos in {uri}; files are taken whose names end in {', '.join(sorted(SUFFIXES))}")
+        raise InputError(
+            f"no videos in {uri}; files are taken whose names end in {', '.join(sorted(SUFFIXES))} or {TAR_SUFFIX}"
+        )
     return sorted(set(sources), key=lambda source: source.uri)
 
 
@@ -208,7 +211,7 @@ def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSo
         _source(info, local)
         for info in infos
         if info.type == fs.FileType.File
-        and os.path.splitext(info.base_name)[1].lower() in SUFFIXES
+        and os.path.splitext(info.base_name)[1].lower() in SUFFIXES | {TAR_SUFFIX}
         and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
     ]
 
