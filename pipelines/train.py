@@ -22,7 +22,9 @@ from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
 from simda.data.uris import read_bytes, write_bytes
 from simda.errors import ConfigError
-from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
+from simda.models.adapter_card import CARD_FILE, model_card
+from simda.models.adapter_hub import check_push, push_adapter
+from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, record_metric, run_command
@@ -37,7 +39,7 @@ from simda.training.worker import run_workers
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
-    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
+    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
 )  # fmt: skip
 
 
@@ -118,11 +120,17 @@ class TrainConfig:
     """Steps between two measurements of that loss."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    license: str | None = None
+    """SPDX identifier for the adapter's model card; what the base model and the videos allow."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a repository on the model hub that the adapter is pushed to at the end; made private if new."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.claim(run_key(config, clips), config_to_yaml(config))
@@ -136,12 +144,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
     with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
         checkpoint = run_workers(plan, workers, config.max_worker_failures)
-    adapter = store.uri_of(ADAPTER_FOLDER)
-    write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
     last = read_metrics(store)[-1]
+    adapter = publish(config, store, checkpoint, last)
     summary = {
         "adapter": adapter,
         "adapter_identity": adapter_identity(adapter),
+        "hub": config.push_to_hub,
         "num_steps": last["step"],
         "num_clips": clips.num_clips,
         "loss": last["loss"],
@@ -155,8 +163,26 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
+def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
+    """The adapter of the last checkpoint as the result, with its card; returns its directory.
+
+    Args:
+        last: line of the curves.
+    """
+    adapter = store.uri_of(ADAPTER_FOLDER)
+    write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
+    figures = {name: last[name] for name in ("step", "loss", "validation_loss", "clips_per_s") if name in last}
+    card = model_card(read_adapter_header(adapter), count_adapter_parameters(adapter), figures, config.license)
+    write_bytes(f"{adapter}/{CARD_FILE}", card.encode())
+    if config.push_to_hub:
+        print(f"pushed to {push_adapter(adapter, (ADAPTER_FILE, CARD_FILE), config.push_to_hub)}", file=sys.stderr)
+    return adapter
+
+
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))

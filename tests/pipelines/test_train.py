@@ -23,7 +23,7 @@ from simda.config import load_config
 from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
-from simda.models.adapter_state import read_adapter_header
+from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
@@ -279,6 +279,9 @@ def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
     assert header.provenance["num_steps_done"] == NUM_STEPS
     assert header.provenance["config"]["base_model"] == base_model
     assert header.provenance["data"]["num_clips"] == 10
+    card = (finished / "adapter" / "README.md").read_text()
+    assert f"Adapters of {count_adapter_parameters(str(finished / 'adapter')):,} parameters" in card
+    assert f"| step | {NUM_STEPS} |" in card
     assert Image.open(finished / "curves.png").format == "PNG"
     # The run that went on at step 3 wrote one, and so did the one after the worker was killed.
     assert (finished / "tensorboard" / "events.out.tfevents.0000000002.simda").exists()
