@@ -61,6 +61,7 @@ Row = dict[str, Any]
 
 GALLERY = "gallery.html"
 COMPARED = ("prompt", "negative_prompt", "seed", "fps", *COMMON_SETTINGS)
+SCHEDULER_SETTINGS = ("scheduler", "num_inference_steps", "eta", "timestep_shift")
 CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name in GENERATED.columns.names))
 
 
@@ -86,7 +87,10 @@ class Sampling:
     """Share of the initial noise that all frames have in common; more keeps the frames of a clip together."""
     scheduler: SchedulerName = "ddim"
     """The sampler; `dpm++` and `unipc` need about half of the steps of `ddim` and `euler`, `lcm` needs 4 to 8 and a
-    model that was distilled for it."""
+    model that was distilled for it; `ddpm` adds noise at each step, as `ddim` with eta=1."""
+    timestep_shift: float = Field(default=1.0, gt=0, le=100)
+    """Above 1 takes more of the steps where it is noisy, at which layout and motion are decided; by `ddpm`, `dpm++` and
+    `euler` only."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """Noise added at each step, by `ddim` only: 0 none, 1 as DDPM."""
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
@@ -285,7 +289,7 @@ def setting_faults(row: Row, vae: Autoencoder) -> Iterator[str]:
     """What a row asks for and cannot have."""
     checks = (
         partial(check_frame_size, vae, row["height_px"], row["width_px"]),
-        partial(check_scheduler, row["scheduler"], row["num_inference_steps"], row["eta"]),
+        partial(check_scheduler, *(row[name] for name in SCHEDULER_SETTINGS)),
         partial(Windows, row["window_frames"], row["window_overlap"]),
         partial(Guidance, *(row[f"guidance_{name}"] for name in ("scale", "rescale", "start", "end"))),
     )

@@ -138,6 +138,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
@@ -165,6 +166,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             height: pixels; by default those of `latents`, or the size that the base was trained for.
             width: as `height`.
             num_inference_steps: denoising steps.
+            timesteps: those to denoise at, falling, for schedulers that take them; in the place of
+                `num_inference_steps`.
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
@@ -206,9 +209,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        guided_steps = [guidance.is_on(index, len(timesteps)) for index in range(len(timesteps))]
+        step_times = self._set_timesteps(num_inference_steps, timesteps, device)
+        guided_steps = [guidance.is_on(index, len(step_times)) for index in range(len(step_times))]
         if prompt_embeds is None:
             prompt_embeds = self.encode_prompts(prompts)
             negative_prompt_embeds = self.encode_prompts(negatives) if any(guided_steps) else None
@@ -221,7 +223,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
         with reuse.on(self.unet):
-            for index, timestep in enumerate(self.progress_bar(timesteps)):
+            for index, timestep in enumerate(self.progress_bar(step_times)):
                 guided = guided_steps[index]
                 network = reuse.in_step(partial(self._predict, timestep), index, guided)
                 model_input = self.scheduler.scale_model_input(latents, timestep)
@@ -345,6 +347,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if latents is None:
             latents = draw_clip_noise(draw, shape, noise_correlation)
         return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def _set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None, device: torch.device) -> Tensor:
+        """The timesteps of this call, [steps]."""
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return self.scheduler.timesteps
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ConfigError(f"timesteps: {type(self.scheduler).__name__} chooses its own; use DDPMScheduler, or none")
+        self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        return self.scheduler.timesteps
 
     def _step_settings(
         self, eta: float, generator: torch.Generator | Sequence[torch.Generator] | None

@@ -19,7 +19,7 @@ from simda.data.schema import FAILURES, GENERATED, build_table
 from simda.data.store import OutputStore
 from simda.data.video_files import VideoFiles
 from simda.generation.compilation import compile_network
-from simda.generation.schedulers import SCHEDULERS, make_scheduler
+from simda.generation.schedulers import SCHEDULERS, make_scheduler, shifted_timesteps
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.autoencoder import FRAMES_PER_DECODE, decode_latents
 from simda.stages.failures import attempt_row
@@ -31,6 +31,7 @@ COMMON_SETTINGS = (
     "width_px",
     "num_inference_steps",
     "scheduler",
+    "timestep_shift",
     "eta",
     "guidance_scale",
     "guidance_rescale",
@@ -43,6 +44,7 @@ COMMON_SETTINGS = (
 )
 """What the rows of a group share, so that they go through the model together."""
 OTHER_SETTINGS = (
+    "timestep_shift",
     "eta",
     "guidance_rescale",
     "guidance_start",
@@ -157,11 +159,13 @@ class GenerateVideos:
         """Latents, [b, c, f, h, w]."""
         common = rows[0]
         self.pipeline.scheduler = make_scheduler(common["scheduler"], self.base_scheduler)
+        num_steps, shift = common["num_inference_steps"], common["timestep_shift"]
         return self.pipeline(
             num_frames=common["num_frames"],
             height=common["height_px"],
             width=common["width_px"],
-            num_inference_steps=common["num_inference_steps"],
+            num_inference_steps=num_steps,
+            timesteps=None if shift == 1 else shifted_timesteps(self.base_scheduler, num_steps, shift),
             eta=common["eta"],
             guidance_scale=common["guidance_scale"],
             guidance_rescale=common["guidance_rescale"],

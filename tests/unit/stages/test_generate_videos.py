@@ -26,6 +26,7 @@ SETTINGS = {
     "fps": 8.0,
     "num_inference_steps": 2,
     "scheduler": "ddim",
+    "timestep_shift": 1.0,
     "eta": 0.0,
     "guidance_scale": 3.0,
     "guidance_rescale": 0.0,
@@ -197,7 +198,7 @@ def test_a_video_tells_where_it_comes_from(make_stage):
     row = stage.store.read_table(GENERATED).to_pylist()[0]
     told = json.loads(read_video_metadata(stage.store.uri_of(row["video_uri"]))["comment"])
     settings = {"eta": 0.0, "guidance_rescale": 0.7, "guidance_start": 0.0, "guidance_end": 0.5}
-    settings |= {"window_frames": 0, "window_overlap": 0, "reuse_interval": 1}
+    settings |= {"window_frames": 0, "window_overlap": 0, "reuse_interval": 1, "timestep_shift": 1.0}
     assert json.loads(row["settings"]) == settings
     assert row["scheduler"] == "EulerDiscreteScheduler"
     columns = {name: value for name, value in row.items() if name in told}
