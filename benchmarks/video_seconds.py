@@ -2,8 +2,8 @@
 
     python benchmarks/video_seconds.py --device cuda --dtype float16 > benchmarks/video_seconds_<hardware>_<date>.md
 
-Random weights of Stable Diffusion 1.5's shapes with the paper's adapters: the time of a video does not depend on what it
-shows. 16 frames of 256x256 pixels, 50 steps of DDIM and 20 of DPM-Solver++ with guidance, batches of 1, 2, 4, ... until
+Random weights of Stable Diffusion 1.5's shapes with the paper's adapters: what a video shows does not change its time.
+16 frames of 256x256 pixels, 50 steps of DDIM and 20 of DPM-Solver++ with guidance, batches of 1, 2, 4, ... until
 memory ends. Each line is the median of runs after one that warms up. `--compiled` compiles the network first.
 
 On a machine without a GPU `--small` shows that it runs: the embedded base, 4 frames of 64x64, few steps.
@@ -30,7 +30,7 @@ from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.base_models import load_text_parts
 from simda.models.video_unet import inject_adapters
 
-PROMPT, NEGATIVE_PROMPT = "a corgi that runs along a beach at sunset", "blurry"
+PROMPT, NEGATIVE_PROMPT = "a corgi runs along a beach", "blurry"
 SD15_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
