@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from simda.config import Config, absolute_uri, config_to_yaml, describe_settings, load_config
 from simda.cost import cost_of, read_prices
+from simda.data.run_lock import release_all
 from simda.errors import ConfigError, SimdaError
 from simda.telemetry import WAIT_BOUNDARIES_S, Metric, StageTelemetry
 
@@ -89,6 +90,8 @@ def run_command(
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
+    finally:
+        release_all()
     summary = {**summary, "wall_s": round(time.monotonic() - started, 1)}
     print(json.dumps(summary), flush=True)
     too_many = has_too_many_failures(summary)

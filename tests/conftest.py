@@ -15,12 +15,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from simda.data import run_lock
 from simda.runtime import ray_session
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _released_outputs() -> Iterator[None]:
+    yield
+    run_lock.release_all()
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,6 @@ def encode(
     stage = EncodeClips(
         base_model="sprites",
         output=str(output),
-        height_px=64,
-        width_px=64,
         dtype="float16",
         device="cpu",
         threads=1,
@@ -44,7 +42,7 @@ def encode(
         video_timeout_s=30,
         preview_every=preview_every,
     )
-    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
+    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64)) | {"attempt": 1} for name, uri in videos.items()]
     told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
