@@ -109,6 +109,7 @@ def test_a_queue_starts_machines_of_its_roles_and_idle_ones_go(cluster, tmp_path
         "python", "pipelines/cache_latents.py", "--config", "pipelines/configs/cache_latents_sprites.yaml",
         f"videos={tmp_path}/sprites/videos", f"captions={tmp_path}/sprites/captions.csv", f"output={tmp_path}/latents",
         "workers.role=gpu-encode", "planner_role=cpu-decode", "workers.num_workers=1", "max_failure_rate=0.5",
+        "clips_per_shard=1",
     )  # fmt: skip
     assert code == 0, log + err
     store = OutputStore(f"{tmp_path}/latents")
