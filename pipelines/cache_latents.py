@@ -51,6 +51,7 @@ from simda.models.autoencoder import check_frame_size, check_has_spread, describ
 from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
+from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
 from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
@@ -187,7 +188,7 @@ class CacheLatentsConfig:
 
 Row = dict[str, Any]
 
-PLAN_STAGE = "plan_video"
+PLAN_STAGE, CAPTIONS_STAGE = "plan_video", "encode_captions"
 TEXT_TABLES = {"embeddings": (TEXT_EMBEDDINGS, EncodeCaptions), "tokens": (TEXT_TOKENS, TokenizeCaptions)}
 CAPTIONS_PER_SHARD = 512
 DEFAULT_BUCKET = (256, 256, Clips().num_frames)
@@ -227,7 +228,8 @@ def run(config: CacheLatentsConfig) -> Row:
         # 3. one row per caption -> one row per caption, in the text-embeddings table
         encode_captions(config, captions, provenance)
         # 4. one row per clip -> one row per clip, in the latents table
-        for _ in with_progress(encoded_clips(config, clips, provenance), "clips", len(clips), is_failure):
+        encoded = encoded_clips(config, clips, provenance)
+        for _ in with_progress(encoded, "clips", len(clips), is_failure, ENCODE_STAGE):
             pass
 
     if not store.num_rows(LATENTS):
@@ -377,7 +379,7 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         num_cpus=0.5,
         resources=on_role(config.planner_role),
     )
-    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure))
+    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE))
     unusable = [row for row in rows if is_failure(row)]
     record_failures(
         store,
@@ -427,7 +429,7 @@ def distinct_captions(clips: pa.Table) -> pa.Table:
 def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: Row) -> None:
     """Write the rows of the text-embeddings or the text-tokens table."""
     encoded = in_actor_pool(config, TEXT_TABLES[config.text][1], in_shards(captions, CAPTIONS_PER_SHARD), provenance)
-    for _ in with_progress(encoded, "captions", len(captions), lambda _: False):
+    for _ in with_progress(encoded, "captions", len(captions), lambda _: False, CAPTIONS_STAGE):
         pass
 
 

@@ -62,7 +62,7 @@ def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> fs.
         try:
             region = fs.resolve_s3_region(bucket)
         except OSError as error:
-            raise InputError(f"s3://{bucket}: {_reason(error)}; check the bucket's name and set AWS_REGION") from None
+            raise InputError(f"s3://{bucket}: {reason_of(error)}; check the bucket's name and set AWS_REGION") from None
     return fs.S3FileSystem(region=region, retry_strategy=retry)
 
 
@@ -98,7 +98,7 @@ def get_info(filesystem: fs.FileSystem, path: str, uri: str) -> fs.FileInfo:
         return filesystem.get_file_info(path)
     except OSError as error:
         raise InputError(
-            f"{uri} cannot be reached: {_reason(error)}; check the path, and for S3 the AWS_* variables"
+            f"{uri} cannot be reached: {reason_of(error)}; check the path, and for S3 the AWS_* variables"
         ) from None
 
 
@@ -117,7 +117,7 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()
     except OSError as error:
-        raise InputError(f"{uri} cannot be read: {_reason(error)}") from None
+        raise InputError(f"{uri} cannot be read: {reason_of(error)}") from None
 
 
 def read_text(uri: str) -> str:
@@ -150,7 +150,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
                 stream.write(data)
     except OSError as error:
         raise StorageError(
-            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+            f"{uri} cannot be written: {reason_of(error)}; free or repair the storage and run the same command again"
         ) from error
 
 
@@ -186,7 +186,7 @@ def storage_faults(uri: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise StorageError(
-            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+            f"{uri} cannot be written: {reason_of(error)}; free or repair the storage and run the same command again"
         ) from error
 
 
@@ -244,11 +244,12 @@ def _read_range(uri: str, offset: int, size: int) -> bytes:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise InputError(f"{uri} cannot be read: {_reason(error)}") from None
+        raise InputError(f"{uri} cannot be read: {reason_of(error)}") from None
     if len(data) != size:
         raise InputError(f"{uri} ends before byte {offset + size}; it was changed, write it again and plan anew")
     return data
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """The words of an error, on one line."""
     return error.strerror or str(error).splitlines()[0]

@@ -17,6 +17,9 @@ from simda.errors import ConfigError
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 
+FRAMES_PER_DECODE = 16
+"""Frames that go through the decoder at once, unless something else is asked for."""
+
 
 def spatial_factor(vae: Autoencoder) -> int:
     """Pixels per latent in each direction."""
@@ -102,9 +105,13 @@ def encode_frames_with_spread(
 
 @torch.no_grad()
 def decode_latents(
-    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = 16
+    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = FRAMES_PER_DECODE
 ) -> Float[Tensor, "b f h w 3"]:
-    """RGB frames in 0..1, float32, from scaled latents."""
+    """RGB frames in 0..1, float32, from scaled latents.
+
+    Args:
+        frames_per_pass: frames that go through the decoder at once; less takes less memory, with the same result.
+    """
     raw = _unscale(vae, rearrange(latents, "b c f h w -> (b f) c h w").to(vae.device, vae.dtype))
     frames = torch.cat([vae.decode(part).sample for part in raw.split(frames_per_pass)])
     unit = (frames.float() / 2 + 0.5).clamp(0, 1)

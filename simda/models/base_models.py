@@ -117,7 +117,7 @@ def load_unet(
     """The base model's denoiser alone, frozen, its convolutions in the memory format that is fastest for them."""
     path = resolve_base_model(base_model)
     with _told_as_input(base_model):
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
     return unet.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
@@ -138,7 +138,7 @@ def load_autoencoder(
     folder = autoencoder_folder(base_model, autoencoder)
     kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
     with _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"):
-        vae = kind.from_pretrained(folder, torch_dtype=dtype)
+        vae = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
@@ -164,8 +164,8 @@ def autoencoder_folder(base_model: str, autoencoder: str | None = None) -> Path:
     found = _read_config(autoencoder, folder / "config.json").get("_class_name")
     if found not in AUTOENCODERS:
         raise InputError(f"autoencoder={autoencoder} is {found}; known are {', '.join(AUTOENCODERS)}")
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise InputError(f"autoencoder={autoencoder} has no weights (*.safetensors or *.bin)")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"autoencoder={autoencoder} has no weights (*.safetensors)")
     return folder
 
 
@@ -187,7 +187,7 @@ def load_text_parts(
     """The base model's tokenizer and text encoder alone."""
     path = resolve_base_model(base_model)
     with _told_as_input(base_model):
-        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
     return TextParts(tokenizer, text_encoder.to(device).requires_grad_(False).eval())
 
@@ -274,7 +274,7 @@ def _identity(path: Path, parts: tuple[str, ...]) -> str:
 
 
 def _identifying_files(folder: Path) -> list[Path]:
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    weights = sorted(folder.glob("*.safetensors"))
     full = [file for file in weights if ".fp16." not in file.name and ".non_ema." not in file.name]
     texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
     return [*sorted(file for file in texts if ".index." not in file.name), *(full or weights)]

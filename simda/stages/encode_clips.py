@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ from simda.data.video_io import read_frames
 from simda.models.autoencoder import decode_latents, encode_frames, encode_frames_with_spread
 from simda.models.base_models import load_autoencoder
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "encode_clips"
 
@@ -46,7 +48,8 @@ class EncodeClips:
         crops: `min_side` and `may_mirror` of `variant_crop`; None where clips have no variants.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
-    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
+    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
+    `telemetry.Effort`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EncodeClips:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device, autoencoder=autoencoder)
         self.store = OutputStore(output)
+        self.device, self.device_s = device, 0.0
         self.dtype, self.provenance = dtype, provenance
         self.keep_spread, self.crops = keep_spread, crops
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
@@ -75,13 +79,15 @@ class EncodeClips:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Write a batch of clips."""
-        clips = to_rows(batch)
+        clips, started_s = to_rows(batch), time.time()
+        efforts: list[Row] = []
         rows: list[Row] = []
         filtered: list[Row] = []
         failures: list[Row] = []
         with ThreadPoolExecutor(max_workers=1) as decoder:
             decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
             for clip in clips:
+                self.device_s = 0.0
                 # Taken off the queue: a clip's frames are freed as soon as it is encoded.
                 row, failure = attempt_row(
                     clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
@@ -89,6 +95,8 @@ class EncodeClips:
                 kind = filtered if row and "filter" in row else rows
                 kind += [row] if row else []
                 failures += [failure] if failure else []
+                num_bytes = len(row["latents"]) if row and kind is rows else 0
+                efforts.append(Effort(started_s, self.device, self.device_s, num_bytes).columns())
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
         if filtered:
@@ -101,6 +109,7 @@ class EncodeClips:
             "clip_id": [clip["clip_id"] for clip in clips],
             "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
             "filter": [left_out.get(clip["clip_id"], "") for clip in clips],
+            **{name: [effort[name] for effort in efforts] for name in efforts[0]},
         }
 
     def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str, Rejection | None]:
@@ -118,7 +127,9 @@ class EncodeClips:
         if rejection:
             span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
             return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
+        started = time.monotonic()
         latents, columns = self.tensors_of(frames)
+        self.device_s = time.monotonic() - started
         if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
             self.write_preview(clip, frames, latents)
         return {**{name: clip[name] for name in Clip.__dataclass_fields__}, **columns, "decoder": decoder}

@@ -61,6 +61,9 @@ def encode(
 
 def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_path: Path) -> None:
     told, store = encode(tmp_path / "out", videos, static_below=1, black_below=32)
+    worked = {name: told.pop(name) for name in ("started_s", "device", "device_s", "num_bytes")}
+    assert [bool(seconds) for seconds in worked["device_s"]] == [True, False, False, False]
+    assert worked["num_bytes"] == [len(store.read_table(LATENTS)["latents"][0].as_py()), 0, 0, 0]
     assert told == {
         "clip_id": ["moving", "still", "black", "broken"],
         "error_type": ["", "", "", "VideoError"],
