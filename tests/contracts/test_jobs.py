@@ -64,7 +64,8 @@ def cluster() -> Iterator[Cluster]:
     # Short: the paths of Ray's sockets have 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="sf-"))
     environment = os.environ | {
-        "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "RAY_LOGGING_CONFIG_ENCODING": "JSON", "RAY_AUTH_MODE": "disabled",
+        "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "RAY_LOGGING_CONFIG_ENCODING": "JSON",
+        "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
