@@ -44,7 +44,7 @@ from simda.training.worker import Watch, run_workers
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
     "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
-    "validation_videos",
+    "validation_videos", "min_workers",
 )  # fmt: skip
 
 
@@ -133,6 +133,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
     workers: Workers = Workers()
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers that it goes on with where there is no room for workers.num_workers, as when machines are taken
+    away; it grows again, from the last checkpoint each time, with the same result. None waits for room for all."""
     max_worker_failures: int = Field(default=2, ge=0)
     """Times that crashed workers are replaced, from the last checkpoint, before the command fails."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -170,7 +173,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     workers = config.workers
     telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
     with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
-        checkpoint = run_workers(plan, workers, config.max_worker_failures, watch_of(config, clips, prompts))
+        checkpoint = run_workers(
+            plan, workers, config.max_worker_failures, watch_of(config, clips, prompts), config.min_workers
+        )
     last = read_metrics(store)[-1]
     adapter = publish(config, store, checkpoint, last)
     summary = {
@@ -283,16 +288,29 @@ def open_latents(config: TrainConfig) -> LatentClips:
     Raises:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
-    passes = config.workers.num_workers * config.num_accumulated
-    if config.batch_size % passes:
-        raise ConfigError(
-            f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
-            f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
-        )
+    check_shares(config)
     clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
+
+
+def check_shares(config: TrainConfig) -> None:
+    """Every number of workers that there may be shares a batch equally.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    most = config.workers.num_workers
+    if config.min_workers and config.min_workers > most:
+        raise ConfigError(f"min_workers={config.min_workers} is above workers.num_workers={most}")
+    each = [number * config.num_accumulated for number in range(config.min_workers or most, most + 1)]
+    if any(config.batch_size % passes for passes in each):
+        numbers = f"min_workers={config.min_workers} to " if config.min_workers else ""
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
+            f"num_accumulated={config.num_accumulated}; use a multiple of {math.lcm(*each)}"
+        )
 
 
 def identify_models(base_model: str) -> dict[str, str]:
