@@ -2,10 +2,10 @@
 
     python benchmarks/trainer_overhead.py LATENTS [STEPS] [PASSES]
 
-LATENTS is the output of `cache_latents` on sprites, such as out/demo/latents. Each pass runs the bare loop (batches held
-in memory), `train` with one worker and `train` with two, one after the other, so that a machine that changes its
-speed changes all three. Rates are of the second half of the steps: workers have started, caches are warm. Every process has
-one tensor thread.
+LATENTS is the output of `cache_latents` on sprites, such as out/demo/latents. Each pass runs the bare loop (batches
+held in memory), `train` with one worker and `train` with two, one after the other, so that a machine that changes its
+speed changes all three. Rates are of the second half of the steps: workers have started, caches are warm. Every process
+has one tensor thread.
 """
 
 from __future__ import annotations
