@@ -39,7 +39,7 @@ from simda.models.autoencoder import Autoencoder, check_frame_size
 from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.edit_videos import EditVideos
+from simda.stages.edit_videos import STAGE, EditVideos
 
 Row = dict[str, Any]
 
@@ -326,7 +326,7 @@ def edit(config: EditConfig, work: Plan, num_rows: int) -> None:
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
         **config.workers.ray_options,
     )
-    for _ in with_progress(edited.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
+    for _ in with_progress(edited.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"]), STAGE):
         pass
 
 

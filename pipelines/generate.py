@@ -55,7 +55,7 @@ from simda.models.base_models import (
     unet_identity,
 )
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
+from simda.stages.generate_videos import COMMON_SETTINGS, STAGE, GenerateVideos
 
 Row = dict[str, Any]
 
@@ -213,12 +213,15 @@ def dry_run(config: GenerateConfig) -> Row:
     """Check the prompts and the models, and count what would be generated."""
     work = plan(config)
     todo = [row for group in work.groups for row in group]
+    taken = work.store.read_table(GENERATED, ["seconds"])["seconds"].to_pylist()
     return {
         "num_rows": len(work.rows),
         "num_to_generate": len(todo),
         "num_batches": len(work.groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
+        # Only an earlier part of this run tells how fast its machines are.
+        "seconds_left": round(sum(taken) / len(taken) * len(todo) / config.workers.num_workers) if taken else None,
         "resumes": work.resumes,
     }
 
@@ -391,7 +394,7 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
         ),
         **config.workers.ray_options,
     )
-    for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
+    for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"]), STAGE):
         pass
 
 

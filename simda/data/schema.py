@@ -78,6 +78,7 @@ LATENTS = TableKind(
         latents_dtype=_TEXT,
         latents_std_=_BYTES,  # the posterior's spread, scaled, same shape and dtype; empty where not kept
         decoder=_TEXT,  # decord | pyav
+        variant_=_COUNT,  # 0: the middle of the frames; from 1: a crop by chance of the same span
     ),
     row_group_rows=32,
     compression="none",
@@ -94,6 +95,18 @@ TEXT_EMBEDDINGS = TableKind(
         prompt_embeds_dtype=_TEXT,
     ),
     row_group_rows=32,
+)
+TEXT_TOKENS = TableKind(
+    "text_tokens",
+    "text_tokens",
+    ("caption_id",),
+    _columns(
+        caption_id=_TEXT,  # caption_id(caption)
+        caption=_TEXT,  # joins with latents.caption
+        token_ids=_BYTES,  # [tokens], padded to the tokenizer's length
+        token_ids_shape=_SHAPE,
+        token_ids_dtype=_TEXT,
+    ),
 )
 GENERATED = TableKind(
     "generated",
@@ -148,7 +161,7 @@ METRICS = TableKind(
     _columns(id=_TEXT, metric=_TEXT, value=_REAL, protocol=_TEXT),
 )
 
-TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, GENERATED, FAILURES, FILTERED, METRICS)}
+TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, GENERATED, FAILURES, FILTERED, METRICS)}
 
 
 def build_table(kind: TableKind, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:
@@ -209,7 +222,8 @@ def read_provenance(schema: pa.Schema, kind: TableKind, source: str) -> dict[str
             f"{source} has schema version {version or 'none'}, this version of the code reads {SCHEMA_VERSION}; "
             f"write the {kind.name} table again to a new output"
         )
-    missing = [field.name for field in kind.columns if field.name not in schema.names]
+    # Columns that may be empty may be absent: tables stay readable when there are more of them.
+    missing = [field.name for field in kind.columns if not field.nullable and field.name not in schema.names]
     if missing:
         raise InputError(f"{source}: the {kind.name} table lacks column(s) {', '.join(missing)}; write it again")
     return json.loads(metadata[_PROVENANCE])

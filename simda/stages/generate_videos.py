@@ -23,6 +23,7 @@ from simda.generation.schedulers import SCHEDULERS, make_scheduler, shifted_time
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.autoencoder import FRAMES_PER_DECODE, decode_latents
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "generate_videos"
 COMMON_SETTINGS = (
@@ -67,7 +68,7 @@ class GenerateVideos:
     is sampled and decoded at a time, while those before it are still coded and written.
 
     Reads: rows, the group: prompt_id, prompt, negative_prompt, seed, fps, attempt and COMMON_SETTINGS of each.
-    Writes: per row, prompt_id and error_type ("" when the video is written).
+    Writes: per row, prompt_id, error_type ("" when the video is written), and the columns of `telemetry.Effort`.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class GenerateVideos:
     ) -> None:
         torch.set_num_threads(threads)
         pipeline = TextToVideoPipeline.from_pretrained(base_model, adapter, getattr(torch, dtype), finetune, loras)
-        self.pipeline = pipeline.to(device)
+        self.pipeline, self.device = pipeline.to(device), device
         self.pipeline.set_progress_bar_config(disable=True)
         if not channels_last:
             for network in (self.pipeline.unet, self.pipeline.vae):
@@ -114,14 +115,22 @@ class GenerateVideos:
 
     def __call__(self, group: Row) -> list[Row]:
         """Write the videos of a group."""
-        rows = list(group["rows"])
+        rows, started_s = list(group["rows"]), time.time()
         done, failures = self._attempt(rows)
         if done:
             self.store.write_shard(GENERATED, build_table(GENERATED, done, self.provenance))
         if failures:
             self.store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
         failed = {failure["id"]: failure["error_type"] for failure in failures}
-        return [{"prompt_id": row["prompt_id"], "error_type": failed.get(row["prompt_id"], "")} for row in rows]
+        efforts = {
+            row["prompt_id"]: Effort(started_s, self.device, row["seconds"], self.store.size_of(row["video_uri"]))
+            for row in done
+        }
+        return [
+            {"prompt_id": row["prompt_id"], "error_type": failed.get(row["prompt_id"], "")}
+            | efforts.get(row["prompt_id"], Effort(started_s, self.device)).columns()
+            for row in rows
+        ]
 
     def _attempt(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """The rows of the generated and of the failures table."""

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+import uuid
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from simda.data.clip_plan import Clip
+from simda.data.clip_plan import Clip, variants_of
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
+from simda.data.tensors import bfloat16_to_float32, tensor_from_bytes
 from simda.data.video_io import read_all_frames, read_video_metadata, write_video
+from simda.models.autoencoder import encode_frames_with_spread
+from simda.models.base_models import load_autoencoder
 from simda.sprites import world
 from simda.stages.encode_clips import EncodeClips, is_chosen
 
@@ -29,29 +34,36 @@ def videos(tmp_path: Path) -> dict[str, str]:
 
 
 def encode(
-    output: Path, videos: dict[str, str], preview_every: int | None = None, **filters: Any
+    output: Path,
+    videos: dict[str, str],
+    preview_every: int | None = None,
+    settings: dict[str, Any] | None = None,
+    clips: list[Clip] | None = None,
+    **filters: Any,
 ) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
         base_model="sprites",
         output=str(output),
-        height_px=64,
-        width_px=64,
-        dtype="float16",
         device="cpu",
         threads=1,
         provenance={},
         clip_filter=filters,
         video_timeout_s=30,
         preview_every=preview_every,
+        **{"dtype": "float16"} | (settings or {}),
     )
-    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
-    told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
+    clips = clips or [Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64) for name, uri in videos.items()]
+    rows = [asdict(clip) | {"attempt": 1} for clip in clips]
+    told = stage({name: np.array([row[name] for row in rows]) for name in rows[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
 
 
 def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_path: Path) -> None:
     told, store = encode(tmp_path / "out", videos, static_below=1, black_below=32)
+    worked = {name: told.pop(name) for name in ("started_s", "device", "device_s", "num_bytes")}
+    assert [bool(seconds) for seconds in worked["device_s"]] == [True, False, False, False]
+    assert worked["num_bytes"] == [len(store.read_table(LATENTS)["latents"][0].as_py()), 0, 0, 0]
     assert told == {
         "clip_id": ["moving", "still", "black", "broken"],
         "error_type": ["", "", "", "VideoError"],
@@ -97,3 +109,41 @@ def test_which_clips_are_previewed_depends_on_the_id_alone() -> None:
     chosen = {row_id for row_id in ids if is_chosen(row_id, 20)}
     assert 60 < len(chosen) < 140
     assert {row_id for row_id in reversed(ids) if is_chosen(row_id, 40)} < chosen
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_with_the_posteriors_spread(videos: dict[str, str], tmp_path: Path, dtype: str) -> None:
+    moving = {"moving": videos["moving"]}
+    _, plain = encode(tmp_path / "plain", moving, settings={"dtype": dtype})
+    _, store = encode(tmp_path / "out", moving, settings={"dtype": dtype, "keep_spread": True})
+    (row,), (plain_row,) = (each.read_table(LATENTS).to_pylist() for each in (store, plain))
+    assert plain_row["latents_std"] is None
+    assert plain_row == row | {"latents_std": None}
+    spread = tensor_from_bytes(row["latents_std"], row["latents_shape"], row["latents_dtype"])
+    values = bfloat16_to_float32(spread) if dtype == "bfloat16" else spread
+    frames = torch.from_numpy(read_all_frames(videos["moving"]))[None]
+    expected = encode_frames_with_spread(load_autoencoder("sprites"), frames)[1][0].numpy()
+    np.testing.assert_allclose(values, expected, rtol=1e-2, atol=1e-6)
+
+
+def test_clips_of_several_buckets_and_variants(videos: dict[str, str], tmp_path: Path) -> None:
+    whole = Clip(str(uuid.UUID(int=7)), videos["moving"], 0.0, 0.5, 8.0, 4, "x", 64, 64)
+    clips = [
+        *variants_of(whole, 3),
+        replace(whole, clip_id="short", num_frames=2),
+        replace(whole, clip_id="wide", height_px=32),
+    ]
+    crops = {"crops": {"min_side": 0.7, "may_mirror": True}}
+    told, store = encode(tmp_path / "out", videos, clips=clips, settings=crops)
+    assert set(told["error_type"]) == {""}
+    rows = {row["clip_id"]: row for row in store.read_table(LATENTS).to_pylist()}
+    assert [rows[clip.clip_id]["latents_shape"] for clip in clips] == [[4, 4, 16, 16]] * 3 + [
+        [4, 2, 16, 16],
+        [4, 4, 8, 16],
+    ]
+    assert [rows[clip.clip_id]["variant"] for clip in clips] == [0, 1, 2, 0, 0]
+    assert len({rows[clip.clip_id]["latents"] for clip in clips[:3]}) == 3
+    _, plain = encode(tmp_path / "plain", videos, clips=[whole])
+    assert plain.read_table(LATENTS).to_pylist() == [rows[whole.clip_id]]
+    _, again = encode(tmp_path / "again", videos, clips=clips[::-1], settings=crops)
+    assert again.read_table(LATENTS).equals(store.read_table(LATENTS))
