@@ -48,7 +48,12 @@ from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
 from simda.models.autoencoder import check_frame_size, check_has_spread, describe_autoencoder, num_values
-from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    load_autoencoder,
+    text_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
@@ -253,7 +258,7 @@ def dry_run(config: CacheLatentsConfig) -> Row:
     videos, strays = find_videos(config)
     resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
     buckets = clip_rule(config).buckets
-    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
+    vae = autoencoder_architecture(config.base_model, config.autoencoder)
     value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
     return {
         "num_videos": len(videos),

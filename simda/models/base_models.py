@@ -146,7 +146,10 @@ def autoencoder_architecture(base_model: str, autoencoder: str | None = None) ->
     """As `load_autoencoder` without the weights, for what follows from the configuration alone."""
     folder = autoencoder_folder(base_model, autoencoder)
     kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
-    with _told_as_input(autoencoder or base_model), torch.device("meta"):
+    with (
+        _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"),
+        torch.device("meta"),
+    ):
         return kind.from_config(kind.load_config(folder))
 
 
