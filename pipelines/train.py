@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
 import ray
@@ -37,6 +37,7 @@ from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
+from simda.training.step import native_precision
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
 from simda.training.worker import Watch, run_workers
 
@@ -128,8 +129,9 @@ class TrainConfig:
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and on
+    CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded, and kept when it goes on."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
     workers: Workers = Workers()
@@ -158,6 +160,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)
@@ -235,6 +238,12 @@ def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, An
     return Watch(task, settings, videos.every)
 
 
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """The same with `auto` decided, so that all that is recorded of a run says what it was."""
+    device = config.workers.device
+    return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
+
+
 def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
     """The adapter of the last checkpoint as the result, with its card; returns its directory.
 
@@ -253,6 +262,7 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)

@@ -31,7 +31,7 @@ from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
 from simda.training.ranks import Ranks
-from simda.training.step import AdapterTrainer
+from simda.training.step import AdapterTrainer, native_precision
 from simda.training.training_plan import build_trainer, build_validation_objective
 
 CAPTIONS = ("a red ball", "a blue box", "")
@@ -364,6 +364,15 @@ def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], tra
     dtypes = {name: weight.dtype for name, weight in weights_of(trainer).items()}
     assert {dtypes[name] for name in trainer.adapters} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if name not in trainer.adapters} == {torch.bfloat16}
+
+
+def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[str, ...], train: ModuleType):
+    config = train.with_precision(load_config(train.TrainConfig, None, [*words, "output=unused", "precision=auto"]))
+    named = load_config(train.TrainConfig, None, [*words, "output=unused", f"precision={native_precision('cpu')}"])
+    clips = train.open_latents(config)
+    assert config.precision in ("fp32", "bf16")
+    assert train.run_key(config, clips) == train.run_key(named, clips)
+    assert train.make_plan(config, clips) == train.make_plan(named, clips)
 
 
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
