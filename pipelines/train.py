@@ -131,7 +131,7 @@ class TrainConfig:
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and
-    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded and holds for the run."""
+    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
     workers: Workers = Workers()
