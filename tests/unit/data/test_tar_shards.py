@@ -14,7 +14,7 @@ import pytest
 
 from simda.data.clip_plan import MISSING, find_video
 from simda.data.tar_shards import list_shard
-from simda.data.uris import local_copy, readable_name
+from simda.data.uris import local_copy, readable_name, write_bytes
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_io import read_all_frames, write_video
 from simda.errors import InputError, VideoError
@@ -161,3 +161,16 @@ def test_shards_without_any_video(tmp_path: Path) -> None:
     write_shard(tmp_path / "1.tar", {"readme.md": b"nothing"})
     with pytest.raises(InputError, match=r"no videos in the tar shards:\n.*1\.tar: holds no video"):
         find_video_inputs(str(tmp_path))
+
+
+def test_a_shard_on_s3(tmp_path: Path, s3_bucket: str) -> None:
+    local = write_shard(tmp_path / "0.tar", {"a.mp4": b"a" * 1000, "a.txt": b"of a", "b.mp4": b"bb"})
+    write_bytes(f"{s3_bucket}/set/0.tar", Path(local).read_bytes())
+    found = find_video_inputs(f"{s3_bucket}/set")
+    assert [readable_name(source.uri) for source in found.sources] == [
+        f"{s3_bucket}/set/0.tar!/a.mp4",
+        f"{s3_bucket}/set/0.tar!/b.mp4",
+    ]
+    assert [content(source.uri) for source in found.sources] == [b"a" * 1000, b"bb"]
+    assert [span.captions for span in found.spans[found.sources[0].uri]] == [("of a",)]
+    assert [find_video(source.uri) for source in found.sources] == found.sources
