@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -23,13 +24,14 @@ from simda.config import load_config
 from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
-from simda.models.adapter_state import read_adapter_header
+from simda.data.video_io import read_all_frames, read_video_metadata
+from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
 from simda.training.ranks import Ranks
-from simda.training.step import AdapterTrainer
+from simda.training.step import AdapterTrainer, native_precision
 from simda.training.training_plan import build_trainer, build_validation_objective
 
 CAPTIONS = ("a red ball", "a blue box", "")
@@ -131,6 +133,10 @@ def finished(words: tuple[str, ...], tmp_path_factory, local_ray, kill, train) -
     run again, and one of its workers was killed.
     """
     output = tmp_path_factory.mktemp("train") / "run"
+    prompts = output.parent / "prompts.csv"
+    prompts.write_text("prompt,prompt_id\na red ball,ball\na blue box,box\n")
+    videos = f"{{prompts: {prompts}, every: 6, num_inference_steps: 2, guidance_scale: 1}}"
+    words = (*words, f"validation_videos={videos}")
     latest = output / "checkpoints" / "step-00000004"
     kill("train", (*words, f"output={output}"), (latest / "checkpoint.json").exists)
     assert not (output / "_manifest.json").exists()
@@ -254,6 +260,19 @@ def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str,
 
 
 @pytest.mark.ray
+def test_with_room_for_one_of_two_workers_one_does_the_work_of_both(
+    finished: Path, words: tuple[str, ...], tmp_path: Path, run, local_ray
+):
+    most_of_the_machine = 0.6 * ray.cluster_resources()["CPU"]
+    room = (f"workers.cpus_per_worker={most_of_the_machine}", "min_workers=1")
+    code, _, err = run("train", *words, f"output={tmp_path / 'run'}", *room)
+    assert code == 0, err
+    expected = adapter_of(finished)
+    for name, weight in adapter_of(tmp_path / "run").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.ray
 def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_last_checkpoint(
     words: tuple[str, ...], models: dict[str, str], tmp_path: Path, train: ModuleType, run, local_ray
 ):
@@ -279,9 +298,23 @@ def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
     assert header.provenance["num_steps_done"] == NUM_STEPS
     assert header.provenance["config"]["base_model"] == base_model
     assert header.provenance["data"]["num_clips"] == 10
+    card = (finished / "adapter" / "README.md").read_text()
+    assert f"Adapters of {count_adapter_parameters(str(finished / 'adapter')):,} parameters" in card
+    assert f"| step | {NUM_STEPS} |" in card
     assert Image.open(finished / "curves.png").format == "PNG"
     # The run that went on at step 3 wrote one, and so did the one after the worker was killed.
     assert (finished / "tensorboard" / "events.out.tfevents.0000000002.simda").exists()
+
+
+@pytest.mark.ray
+def test_videos_of_fixed_prompts_show_the_adapter_as_it_is_trained(finished: Path):
+    folders = sorted((finished / "validation").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000006", f"step-{NUM_STEPS:08d}"]
+    for folder in folders:
+        assert sorted(file.name for file in folder.iterdir()) == ["ball.mp4", "box.mp4", "grid.png"]
+        assert read_all_frames(str(folder / "ball.mp4")).shape == (3, 32, 32, 3)
+    first, last = (read_video_metadata(str(folder / "ball.mp4"))["num_steps_done"] for folder in folders)
+    assert (first, last) == ("6", str(NUM_STEPS))
 
 
 @pytest.mark.ray
@@ -333,6 +366,15 @@ def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], tra
     assert {dtype for name, dtype in dtypes.items() if name not in trainer.adapters} == {torch.bfloat16}
 
 
+def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[str, ...], train: ModuleType):
+    config = train.with_precision(load_config(train.TrainConfig, None, [*words, "output=unused", "precision=auto"]))
+    named = load_config(train.TrainConfig, None, [*words, "output=unused", f"precision={native_precision('cpu')}"])
+    clips = train.open_latents(config)
+    assert config.precision in ("fp32", "bf16")
+    assert train.run_key(config, clips) == train.run_key(named, clips)
+    assert train.make_plan(config, clips) == train.make_plan(named, clips)
+
+
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
     assert code == 0
@@ -350,9 +392,14 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("optimiser.lr=1e-4", "unknown setting; did you mean optimizer.lr?"),
         ("optimizer={schedule: constant, num_warmup_steps: 9}", "schedule=constant has no warm-up"),
         ("batch_size=3", "batch_size=3 cannot be shared equally by workers.num_workers=2"),
+        ("min_workers=3", "min_workers=3 is above workers.num_workers=2"),
+        ("workers={num_workers: 3}", "num_workers=3 with num_accumulated=1; use a multiple of 3"),
         ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),
         ("base_model=/nowhere", "base_model=/nowhere"),
+        ("push_to_hub=mine", "push_to_hub='mine' has no owner"),
+        ("validation_videos={prompts: /nowhere.csv, every: 4}", "/nowhere.csv"),
+        ("validation_videos={prompts: /nowhere.csv, every: 5}", "every=5 is no multiple of checkpoint_every=2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(
