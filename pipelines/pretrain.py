@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Nothing in, the embedded base model out: a tiny text-to-image model trained on still sprites.
+"""Nothing in, an embedded base model out: a tiny text-to-image model or a tiny x4 upscaler, trained on still sprites.
 
     stills drawn by the sprites world -> autoencoder \
                                                       -> denoiser -> OUTPUT/base (a diffusers directory)
     captions of the sprites world -> text encoder    /
 
-Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one as
-`base_model=sprites`. Stopped at any point, the same command goes on from its last saved state.
+The upscaler takes over the text encoder of a text-to-image model, and its autoencoder starts as that one's. Runs in
+this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one of each as
+`base_model=sprites` and `base_model=sprites_upscaler`. Stopped at any point, the same command goes on from its last
+saved state.
 """
 
 from __future__ import annotations
@@ -16,20 +18,29 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+    UNet2DConditionModel,
+)
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from simda.config import CONFIG_RULES, Uri
+from simda.config import CONFIG_RULES, ModelName, Uri
+from simda.errors import ConfigError
+from simda.models.base_models import load_autoencoder, load_text_parts
 from simda.runtime import run_command
 from simda.sprites import world
-from simda.training import pretraining
+from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
+from simda.training import pretraining, upscaler_pretraining
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,6 +51,8 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "motion": (*world.MOTIONS, None),
 }
 """What a caption says, and the words for it; `None` is a caption without motion."""
+FRAMES_PER_CLIP = 4
+"""Of the clips of which the upscaler sees the frames as stills."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -85,11 +98,35 @@ class DenoiserTraining:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class UpscalerTraining:
+    """How the upscaler is trained, on frames of 256 pixels and on crops of them."""
+
+    text_to_image: ModelName = "sprites"
+    """The model whose text encoder it takes over, and as whose autoencoder its own starts."""
+    num_autoencoder_steps: int = Field(default=400, ge=20)
+    """Optimiser steps of the autoencoder."""
+    autoencoder_learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak of its cosine schedule."""
+    kl_weight: float = Field(default=1e-4, ge=0)
+    """As the autoencoder's of the text-to-image model."""
+    num_steps: int = Field(default=1600, ge=20)
+    """Optimiser steps of the denoiser."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of its cosine schedule."""
+    num_clips: int = Field(default=4, ge=1)
+    """Clips of four frames per step, seen as stills; of every fourth step, whole frames of a quarter of them."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of captions replaced by the null prompt."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class PretrainConfig:
     """Settings of `pretrain`."""
 
     output: Uri
     """Directory of the result; the model is written to its `base/`."""
+    model: Literal["text_to_image", "upscaler"] = "text_to_image"
+    """What is trained: `autoencoder`, `text_encoder` and `denoiser` are of the one, `upscaler` of the other."""
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights and every still."""
     num_threads: int = Field(default=2, ge=1)
@@ -97,18 +134,50 @@ class PretrainConfig:
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     text_encoder: TextEncoderTraining = TextEncoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
+    upscaler: UpscalerTraining = UpscalerTraining()
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train all parts, or what is left of them, and save the model."""
+    check_settings(config)
     torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
+    is_upscaler = config.model == "upscaler"
+    model = train_upscaler(config, folder, device) if is_upscaler else train_text_to_image(config, folder, device)
+    model.to(dtype=torch.float16).save_pretrained(folder / "base")
+    num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
+    # Of a stream that training never saw; every fourth draw of crops is of whole frames.
+    images = (
+        as_images(draw_crops(config, 7)(3)[1], device) if is_upscaler else draw_stills(config.seed, 3, 64, device)(0)[0]
+    )
+    return {
+        "base": str(folder / "base"),
+        "num_bytes": num_bytes,
+        "psnr_db": round(psnr(model.vae.float(), images), 2),
+    }
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Refuse settings of the model that is not trained.
+
+    Raises:
+        ConfigError: with their names.
+    """
+    own = {"text_to_image": ("autoencoder", "text_encoder", "denoiser"), "upscaler": ("upscaler",)}
+    others = (name for model, names in own.items() if model != config.model for name in names)
+    idle = [name for name in others if getattr(config, name) != type(getattr(config, name))()]
+    if idle:
+        raise ConfigError(f"model={config.model}: the settings of {', '.join(idle)} have no effect; leave them out")
+
+
+def train_text_to_image(config: PretrainConfig, folder: Path, device: torch.device) -> StableDiffusionPipeline:
+    """Train the three parts of the text-to-image model."""
     vae = train_autoencoder(config, folder, device)
     tokenizer, text_encoder = train_text_encoder(config, folder, device)
     unet, noise_scheduler = train_denoiser(config, folder, vae, tokenizer, text_encoder)
-    model = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -118,13 +187,6 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    model.to(dtype=torch.float16).save_pretrained(folder / "base")
-    num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
-    return {
-        "base": str(folder / "base"),
-        "num_bytes": num_bytes,
-        "psnr_db": round(psnr_on_new_stills(vae.float(), config.seed, device), 2),
-    }
 
 
 def train_autoencoder(config: PretrainConfig, folder: Path, device: torch.device) -> AutoencoderKL:
@@ -188,6 +250,54 @@ def train_denoiser(
     return unet, noise_scheduler
 
 
+def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -> StableDiffusionUpscalePipeline:
+    """Train autoencoder and denoiser of the upscaler."""
+    settings = config.upscaler
+    text = load_text_parts(settings.text_to_image, device=device)
+    vae = upscaler_pretraining.build_upscaler_autoencoder()
+    # All but the attention, which this one does without.
+    vae.load_state_dict(load_autoencoder(settings.text_to_image).state_dict(), strict=False)
+    vae.to(device, memory_format=torch.channels_last)
+    draw = draw_crops(config, 5)
+    pretraining.pretrain_autoencoder(
+        vae,
+        lambda step: as_images(draw(step)[1][::2], device),
+        num_steps=settings.num_autoencoder_steps,
+        learning_rate=settings.autoencoder_learning_rate,
+        kl_weight=settings.kl_weight,
+        state_path=folder / "upscaler_autoencoder.pt",
+        metrics_path=folder / "upscaler_autoencoder.jsonl",
+    )
+    upscaler_pretraining.move_to_scaling_factor(vae, upscaler_pretraining.SCALING_FACTOR)
+    torch.manual_seed(config.seed + 3)
+    unet = upscaler_pretraining.build_upscaler_unet().to(device, memory_format=torch.channels_last)
+    noise_scheduler = pretraining.build_noise_scheduler()
+    low_res_scheduler = upscaler_pretraining.build_low_res_scheduler()
+    upscaler_pretraining.pretrain_upscaler(
+        unet,
+        text.text_encoder,
+        text.tokenizer,
+        round_to_half(vae),
+        noise_scheduler,
+        low_res_scheduler,
+        draw_crops(config, 6),
+        num_steps=settings.num_steps,
+        learning_rate=settings.learning_rate,
+        caption_dropout=settings.caption_dropout,
+        state_path=folder / "upscaler.pt",
+        metrics_path=folder / "upscaler.jsonl",
+    )
+    return StableDiffusionUpscalePipeline(
+        vae=vae,
+        text_encoder=text.text_encoder,
+        tokenizer=text.tokenizer,
+        unet=unet,
+        low_res_scheduler=low_res_scheduler,
+        scheduler=noise_scheduler,
+        max_noise_level=upscaler_pretraining.MAX_NOISE_LEVEL,
+    )
+
+
 def round_to_half(model: Model) -> Model:
     """Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped."""
     return model.to(torch.float16).to(torch.float32)
@@ -195,12 +305,20 @@ def round_to_half(model: Model) -> Model:
 
 def dry_run(config: PretrainConfig) -> dict[str, Any]:
     """Count parameters and stills."""
-    models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
-    return {
-        "num_parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
-        "num_stills": config.autoencoder.num_steps * config.autoencoder.batch_size
-        + config.denoiser.num_steps * config.denoiser.batch_size,
-    }
+    check_settings(config)
+    if config.model == "upscaler":
+        models = {
+            "autoencoder": upscaler_pretraining.build_upscaler_autoencoder(),
+            "denoiser": upscaler_pretraining.build_upscaler_unet(),
+        }
+        num_clips = (config.upscaler.num_autoencoder_steps + config.upscaler.num_steps) * config.upscaler.num_clips
+        num_stills = num_clips * FRAMES_PER_CLIP
+    else:
+        models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
+        parts = (config.autoencoder, config.denoiser)
+        num_stills = sum(part.num_steps * part.batch_size for part in parts)
+    num_parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    return {"num_parameters": num_parameters, "num_stills": num_stills}
 
 
 def draw_stills(
@@ -215,6 +333,32 @@ def draw_stills(
         return stills.float() / 127.5 - 1, list(captions)
 
     return draw
+
+
+def draw_crops(config: PretrainConfig, stream: int) -> Callable[[int], tuple[Tensor, Tensor, list[str]]]:
+    """A function of the step: (uint8 frames of low resolution, [b, h, w, 3]; of high, [b, 4 h, 4 w, 3]; captions).
+
+    Crops of half of the sides teach four times as fast; every fourth step has whole frames, as they are upscaled.
+    """
+    num_clips = config.upscaler.num_clips
+
+    def draw(step: int) -> tuple[Tensor, Tensor, list[str]]:
+        rng = np.random.default_rng((config.seed, stream, step))
+        whole = step % 4 == 3
+        pairs = [draw_pair(rng, FRAMES_PER_CLIP) for _ in range(max(1, num_clips // 4) if whole else num_clips)]
+        if not whole:
+            pairs = [pair.cropped(rng, LARGE_PX // 2) for pair in pairs]
+        low, high = (
+            torch.from_numpy(np.concatenate([getattr(pair, side) for pair in pairs])) for side in ("low", "high")
+        )
+        return low, high, [pair.caption for pair in pairs for _ in range(FRAMES_PER_CLIP)]
+
+    return draw
+
+
+def as_images(frames: Tensor, device: torch.device) -> Tensor:
+    """RGB in [-1, 1], [b, 3, h, w], of uint8 frames [b, h, w, 3]."""
+    return frames.permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
 
 
 def draw_captions(seed: int, stream: int, batch_size: int) -> Callable[[int], tuple[list[str], Tensor]]:
@@ -237,9 +381,8 @@ def every_caption() -> list[str]:
 
 
 @torch.no_grad()
-def psnr_on_new_stills(vae: AutoencoderKL, seed: int, device: torch.device) -> float:
-    """Mean PSNR in dB of 64 reconstructed stills that training never saw."""
-    images, _ = draw_stills(seed, 3, 64, device)(0)
+def psnr(vae: AutoencoderKL, images: Tensor) -> float:
+    """Mean PSNR in dB of reconstructed images, [b, 3, h, w] in [-1, 1]."""
     reconstructed = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     error = (reconstructed - images).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4 / error)).mean())

@@ -175,15 +175,20 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
     return Trajectory(x, y, radius, dx, dy, growth, spin, angle, shade)
 
 
-def render(scene: Scene, trajectory: Trajectory, num_frames: int) -> Frames:
+def render(scene: Scene, trajectory: Trajectory, num_frames: int, size_px: int = SIZE_PX) -> Frames:
     """Render a clip, anti-aliased.
 
+    Args:
+        trajectory: in pixels of a frame of 64x64, whatever `size_px` is.
+        size_px: side of the frames; larger ones show the same scene more sharply.
+
     Returns:
-        uint8 RGB frames [frames, 64, 64, 3].
+        uint8 RGB frames [frames, size_px, size_px, 3].
     """
-    background = _background(scene.background, trajectory.shade_angle_rad)
+    trajectory = _enlarge(trajectory, size_px / SIZE_PX)
+    background = _background(scene.background, trajectory.shade_angle_rad, size_px)
     colour = np.asarray(COLOURS[scene.colour], np.float32)
-    rows, columns = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32) + 0.5
+    rows, columns = np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5
     frames = []
     for t in range(num_frames):
         coverage = sprite_coverage(
@@ -256,9 +261,15 @@ def sprite_coverage(
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
-def _background(name: str, shade_angle_rad: float) -> NDArray[np.float32]:
+def _enlarge(trajectory: Trajectory, factor: float) -> Trajectory:
+    """The same motion in a frame whose sides are longer by `factor`."""
+    lengths = ("x_px", "y_px", "radius_px", "dx_px", "dy_px", "growth_px")
+    return replace(trajectory, **{name: getattr(trajectory, name) * factor for name in lengths})
+
+
+def _background(name: str, shade_angle_rad: float, size_px: int) -> NDArray[np.float32]:
     """The background's colour under a soft linear shade of 15 % from one side to the other."""
-    axis = np.linspace(-0.5, 0.5, SIZE_PX, dtype=np.float32)
+    axis = np.linspace(-0.5, 0.5, size_px, dtype=np.float32)
     slope = np.cos(shade_angle_rad) * axis[None, :] + np.sin(shade_angle_rad) * axis[:, None]
     return np.asarray(BACKGROUNDS[name], np.float32) * (1 + 0.15 * slope[..., None])
 
