@@ -30,6 +30,7 @@ from ray.data import ActorPoolStrategy
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
 from simda.data.clip_plan import Clip, Span
+from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
     FAILURES,
     FILTERED,
@@ -44,8 +45,14 @@ from simda.data.store import OutputStore
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
-from simda.models.autoencoder import check_frame_size, describe_autoencoder
-from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
+from simda.models.autoencoder import check_frame_size, describe_autoencoder, spatial_factor
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    is_upscaler_model,
+    load_autoencoder,
+    text_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions
 from simda.stages.encode_clips import EncodeClips
@@ -129,7 +136,8 @@ class CacheLatentsConfig:
     else a .txt file beside each video."""
     table: Table = Table()
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
+    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name. Of an x4
+    upscaler (`sprites_upscaler`), the rows also have the frames in low resolution."""
     clips: Clips = Clips()
     filters: Filters = Filters()
     height_px: int = Field(default=256, ge=1)
@@ -248,9 +256,24 @@ def describe_models(config: CacheLatentsConfig) -> Row:
             "dtype": config.dtype,
             **asdict(config.clips),
         },
-        # Left away where nothing is filtered: tables from before there were filters stay what they are.
+        # Left away where it says nothing: tables from before there were upscalers and filters stay what they are.
+        **({"low_res": describe_low_res()} if keeps_low_res(config) else {}),
         **({"filters": filters} if (filters := set_filters(config)) else {}),
     }
+
+
+def keeps_low_res(config: CacheLatentsConfig) -> bool:
+    """Whether the base model is an upscaler, which is trained on frames in both resolutions.
+
+    Raises:
+        ConfigError: its autoencoder does not make latents of the size of the low-resolution frames.
+    """
+    if not is_upscaler_model(config.base_model):
+        return False
+    factor = spatial_factor(autoencoder_architecture(config.base_model))
+    if factor != SCALE:
+        raise ConfigError(f"base_model={config.base_model} upscales by {factor}; known are upscalers by {SCALE}")
+    return True
 
 
 def set_filters(config: CacheLatentsConfig) -> Row:
@@ -314,6 +337,7 @@ def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) 
         "clip_filter": asdict(config.filters),
         "video_timeout_s": config.video_timeout_s,
         "preview_every": config.preview_every,
+        "keeps_low_res": "low_res" in provenance,
     }
     return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames, **reading)
 

@@ -78,6 +78,9 @@ LATENTS = TableKind(
         latents_dtype=_TEXT,
         latents_std_=_BYTES,  # the posterior's spread, scaled, same shape and dtype; empty where not kept
         decoder=_TEXT,  # decord | pyav
+        low_res_=_BYTES,  # for an upscaler: uint8 RGB of low resolution, [frames, height, width, 3]; else empty
+        low_res_shape_=_SHAPE,
+        low_res_dtype_=_TEXT,
     ),
     row_group_rows=32,
     compression="none",
@@ -209,7 +212,8 @@ def read_provenance(schema: pa.Schema, kind: TableKind, source: str) -> dict[str
             f"{source} has schema version {version or 'none'}, this version of the code reads {SCHEMA_VERSION}; "
             f"write the {kind.name} table again to a new output"
         )
-    missing = [field.name for field in kind.columns if field.name not in schema.names]
+    # Columns that may be empty may be absent: tables stay readable when there are more of them.
+    missing = [field.name for field in kind.columns if not field.nullable and field.name not in schema.names]
     if missing:
         raise InputError(f"{source}: the {kind.name} table lacks column(s) {', '.join(missing)}; write it again")
     return json.loads(metadata[_PROVENANCE])

@@ -22,8 +22,17 @@ RGB_CHANNELS = 3
 
 def is_upscaler(unet_config: Mapping[str, Any]) -> bool:
     """Whether a UNet's configuration is that of an upscaler: RGB beside the latents, noise levels as classes."""
-    has_more_inputs = unet_config["in_channels"] == unet_config["out_channels"] + RGB_CHANNELS
+    has_more_inputs = unet_config.get("in_channels", 4) == unet_config.get("out_channels", 4) + RGB_CHANNELS
     return has_more_inputs and bool(unet_config.get("num_class_embeds"))
+
+
+def noise_levels_at(places: Float[Tensor, " b"], max_noise_level: int) -> Int[Tensor, " b"]:
+    """The levels that training draws, from uniform places in 0..1.
+
+    Half of them are in the lowest quarter: upscaling is mostly done there, and how much of a frame is lost changes
+    fastest there.
+    """
+    return (places.square() * (max_noise_level + 1)).long()
 
 
 def pixels_as_input(frames: UInt8[Tensor, "b f h w 3"]) -> Float[Tensor, "b 3 f h w"]:

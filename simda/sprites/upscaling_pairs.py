@@ -1,21 +1,18 @@
 """Pairs to learn and to measure upscaling with: clips of the sprites world, sharp at 256 pixels and as a video of 64.
 
-The small ones are what an upscaler is given in earnest: averaged down and through H.264, as `generate` writes it.
+How the small ones are made is `data/low_resolution.py`'s.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simda.data.video_io import read_all_frames, write_video
+from simda.data.low_resolution import SCALE, make_low_res
 from simda.sprites import world
 
-SCALE = 4
 LARGE_PX = SCALE * world.SIZE_PX
 
 
@@ -48,20 +45,4 @@ def draw_pair(rng: np.random.Generator, num_frames: int, held_out: bool | None =
     trajectory = world.draw_trajectory(scene, rng, num_frames)
     high = world.render(scene, trajectory, num_frames, LARGE_PX)
     caption = scene.caption(int(rng.integers(len(world.CAPTION_FORMS))))
-    return UpscalingPair(through_h264(shrink(high)), high, caption)
-
-
-def shrink(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames [f, h, w, 3] with a quarter of the sides: each pixel is the mean of 4x4."""
-    sums = sum(
-        frames[:, row::SCALE, column::SCALE].astype(np.float32) for row in range(SCALE) for column in range(SCALE)
-    )
-    return np.rint(sums / SCALE**2).astype(np.uint8)
-
-
-def through_h264(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What comes back of frames that were written as a video."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "clip.mp4")
-        write_video(frames, path, world.FPS)
-        return read_all_frames(path)
+    return UpscalingPair(make_low_res(high), high, caption)

@@ -16,6 +16,7 @@ from torch import Tensor
 from simda.data.clip_filter import ClipFilter, Rejection
 from simda.data.clip_plan import clip_times
 from simda.data.decoder_process import DecoderProcess
+from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
@@ -37,7 +38,7 @@ class EncodeClips:
     frames may lie in memory. Videos are read by a process of their own, which is killed when it hangs. A clip that
     fails is a row of the failures table; one whose frames do not pass the filter is a row of the filtered table, and
     the model never sees it. Of some clips, chosen by their ids alone, what the cached latents decode to is written
-    beside the frames.
+    beside the frames. For an upscaler, each row also has what it will be given: the frames in low resolution.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
     Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
@@ -57,12 +58,14 @@ class EncodeClips:
         clip_filter: dict[str, Any] | None = None,
         video_timeout_s: float = 60.0,
         preview_every: int | None = None,
+        keeps_low_res: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device)
         self.store = OutputStore(output)
         self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
+        self.keeps_low_res = keeps_low_res
         self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -120,6 +123,7 @@ class EncodeClips:
             "width_px": self.width_px,
             **tensor_columns("latents", bits.numpy(), self.dtype),
             "decoder": decoder,
+            **(tensor_columns("low_res", make_low_res(frames)) if self.keeps_low_res else {}),
         }
 
     def write_preview(self, clip: Row, frames: NDArray[np.uint8], latents: Tensor) -> None:

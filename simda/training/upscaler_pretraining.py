@@ -17,7 +17,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from simda.models.low_resolution import RGB_CHANNELS, add_noise, beside_latents, pixels_as_input
+from simda.models.low_resolution import RGB_CHANNELS, add_noise, beside_latents, noise_levels_at, pixels_as_input
 from simda.training.pretraining import LATENT_CHANNELS, TEXT_WIDTH, optimise, tokenize
 
 MAX_NOISE_LEVEL = 350
@@ -103,8 +103,6 @@ def pretrain_upscaler(
 ) -> None:
     """Train `unet` in place on frames in both sizes, and leave it with its EMA weights.
 
-    Half of the noise levels are below a quarter of `MAX_NOISE_LEVEL`, where upscaling is mostly done.
-
     Args:
         draw_pairs: step -> (uint8 RGB of low resolution, [b, h, w, 3]; of high resolution, [b, 4 h, 4 w, 3]; captions).
         caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
@@ -126,7 +124,7 @@ def pretrain_upscaler(
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         strata = (torch.arange(num_images) + torch.rand(num_images, generator=generator)) / num_images
         timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(device)
-        levels = (torch.rand(num_images, generator=generator).square() * (MAX_NOISE_LEVEL + 1)).long().to(device)
+        levels = noise_levels_at(torch.rand(num_images, generator=generator), MAX_NOISE_LEVEL).to(device)
         low_res = pixels_as_input(low[:, None].to(device))
         low_noise = torch.randn(low_res.shape, generator=generator).to(low_res)
         low_res = add_noise(low_res, low_noise, levels, low_res_scheduler)
