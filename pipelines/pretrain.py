@@ -5,16 +5,17 @@
                                                       -> denoiser -> OUTPUT/base (a diffusers directory)
     captions of the sprites world -> text encoder    /
 
-The upscaler takes over the text encoder of a text-to-image model, and its autoencoder starts as that one's. Runs in
-this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one of each as
-`base_model=sprites` and `base_model=sprites_upscaler`. Stopped at any point, the same command goes on from its last
-saved state.
+The upscaler takes over autoencoder and text encoder of a text-to-image model, so that only its denoiser is trained.
+Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one of
+each as `base_model=sprites` and `base_model=sprites_upscaler`. Stopped at any point, the same command goes on from its
+last saved state.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase, digits
@@ -36,7 +37,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.config import CONFIG_RULES, ModelName, Uri
 from simda.errors import ConfigError
+from simda.models.autoencoder import encode_frames
 from simda.models.base_models import load_autoencoder, load_text_parts
+from simda.models.text_encoder import encode_prompts
 from simda.runtime import run_command
 from simda.sprites import world
 from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
@@ -51,7 +54,7 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "motion": (*world.MOTIONS, None),
 }
 """What a caption says, and the words for it; `None` is a caption without motion."""
-FRAMES_PER_CLIP = 4
+FRAMES_PER_CLIP = 2
 """Of the clips of which the upscaler sees the frames as stills."""
 
 
@@ -99,22 +102,18 @@ class DenoiserTraining:
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class UpscalerTraining:
-    """How the upscaler is trained, on frames of 256 pixels and on crops of them."""
+    """How the upscaler is trained, on frames of 256 pixels and on crops of a quarter of their area."""
 
     text_to_image: ModelName = "sprites"
-    """The model whose text encoder it takes over, and as whose autoencoder its own starts."""
-    num_autoencoder_steps: int = Field(default=400, ge=20)
-    """Optimiser steps of the autoencoder."""
-    autoencoder_learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak of its cosine schedule."""
-    kl_weight: float = Field(default=1e-4, ge=0)
-    """As the autoencoder's of the text-to-image model."""
-    num_steps: int = Field(default=1600, ge=20)
-    """Optimiser steps of the denoiser."""
+    """The model whose autoencoder and text encoder it takes over."""
+    num_clips: int = Field(default=200, ge=1)
+    """Clips of two frames, drawn and encoded once; the steps draw from their frames."""
+    num_steps: int = Field(default=1000, ge=20)
+    """Optimiser steps."""
+    batch_size: int = Field(default=8, ge=4)
+    """Crops per step; of every fourth step, a quarter as many whole frames."""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak of its cosine schedule."""
-    num_clips: int = Field(default=4, ge=1)
-    """Clips of four frames per step, seen as stills; of every fourth step, whole frames of a quarter of them."""
+    """Peak of the cosine schedule."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt."""
 
@@ -146,17 +145,10 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     is_upscaler = config.model == "upscaler"
     model = train_upscaler(config, folder, device) if is_upscaler else train_text_to_image(config, folder, device)
+    psnr_db = psnr_on_new_stills(model.vae, config.seed, device, LARGE_PX if is_upscaler else world.SIZE_PX)
     model.to(dtype=torch.float16).save_pretrained(folder / "base")
     num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
-    # Of a stream that training never saw; every fourth draw of crops is of whole frames.
-    images = (
-        as_images(draw_crops(config, 7)(3)[1], device) if is_upscaler else draw_stills(config.seed, 3, 64, device)(0)[0]
-    )
-    return {
-        "base": str(folder / "base"),
-        "num_bytes": num_bytes,
-        "psnr_db": round(psnr(model.vae.float(), images), 2),
-    }
+    return {"base": str(folder / "base"), "num_bytes": num_bytes, "psnr_db": round(psnr_db, 2)}
 
 
 def check_settings(config: PretrainConfig) -> None:
@@ -251,36 +243,21 @@ def train_denoiser(
 
 
 def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -> StableDiffusionUpscalePipeline:
-    """Train autoencoder and denoiser of the upscaler."""
+    """Train the denoiser of the upscaler, between the other parts of a text-to-image model."""
     settings = config.upscaler
-    text = load_text_parts(settings.text_to_image, device=device)
-    vae = upscaler_pretraining.build_upscaler_autoencoder()
-    # All but the attention, which this one does without.
-    vae.load_state_dict(load_autoencoder(settings.text_to_image).state_dict(), strict=False)
-    vae.to(device, memory_format=torch.channels_last)
-    draw = draw_crops(config, 5)
-    pretraining.pretrain_autoencoder(
-        vae,
-        lambda step: as_images(draw(step)[1][::2], device),
-        num_steps=settings.num_autoencoder_steps,
-        learning_rate=settings.autoencoder_learning_rate,
-        kl_weight=settings.kl_weight,
-        state_path=folder / "upscaler_autoencoder.pt",
-        metrics_path=folder / "upscaler_autoencoder.jsonl",
-    )
+    vae, text = load_autoencoder(settings.text_to_image), load_text_parts(settings.text_to_image, device=device)
     upscaler_pretraining.move_to_scaling_factor(vae, upscaler_pretraining.SCALING_FACTOR)
+    round_to_half(vae).to(device)
     torch.manual_seed(config.seed + 3)
     unet = upscaler_pretraining.build_upscaler_unet().to(device, memory_format=torch.channels_last)
     noise_scheduler = pretraining.build_noise_scheduler()
     low_res_scheduler = upscaler_pretraining.build_low_res_scheduler()
     upscaler_pretraining.pretrain_upscaler(
         unet,
-        text.text_encoder,
-        text.tokenizer,
-        round_to_half(vae),
+        partial(encode_prompts, text.tokenizer, text.text_encoder),
         noise_scheduler,
         low_res_scheduler,
-        draw_crops(config, 6),
+        draw_crops(config, encode_pairs(config, vae)),
         num_steps=settings.num_steps,
         learning_rate=settings.learning_rate,
         caption_dropout=settings.caption_dropout,
@@ -298,6 +275,18 @@ def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -
     )
 
 
+def encode_pairs(config: PretrainConfig, vae: AutoencoderKL) -> tuple[Tensor, Tensor, list[str]]:
+    """uint8 frames of low resolution, [n, 64, 64, 3]; scaled latents of high resolution, [n, 4, 64, 64]; captions."""
+    rng = np.random.default_rng((config.seed, 5))
+    lows, latents, captions = [], [], []
+    for _ in range(config.upscaler.num_clips):
+        pair = draw_pair(rng, FRAMES_PER_CLIP)
+        lows.append(torch.from_numpy(pair.low))
+        latents.append(encode_frames(vae, torch.from_numpy(pair.high)[None])[0].movedim(1, 0).cpu())
+        captions += [pair.caption] * FRAMES_PER_CLIP
+    return torch.cat(lows), torch.cat(latents), captions
+
+
 def round_to_half(model: Model) -> Model:
     """Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped."""
     return model.to(torch.float16).to(torch.float32)
@@ -307,58 +296,51 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
     """Count parameters and stills."""
     check_settings(config)
     if config.model == "upscaler":
-        models = {
-            "autoencoder": upscaler_pretraining.build_upscaler_autoencoder(),
-            "denoiser": upscaler_pretraining.build_upscaler_unet(),
-        }
-        num_clips = (config.upscaler.num_autoencoder_steps + config.upscaler.num_steps) * config.upscaler.num_clips
-        num_stills = num_clips * FRAMES_PER_CLIP
+        models: dict[str, nn.Module] = {"denoiser": upscaler_pretraining.build_upscaler_unet()}
+        num_stills = config.upscaler.num_clips * FRAMES_PER_CLIP
     else:
         models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
-        parts = (config.autoencoder, config.denoiser)
-        num_stills = sum(part.num_steps * part.batch_size for part in parts)
+        num_stills = sum(part.num_steps * part.batch_size for part in (config.autoencoder, config.denoiser))
     num_parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     return {"num_parameters": num_parameters, "num_stills": num_stills}
 
 
 def draw_stills(
-    seed: int, stream: int, batch_size: int, device: torch.device
+    seed: int, stream: int, batch_size: int, device: torch.device, size_px: int = world.SIZE_PX
 ) -> Callable[[int], tuple[Tensor, list[str]]]:
-    """A function of the step: (RGB stills in [-1, 1], [b, 3, 64, 64]; their captions)."""
+    """A function of the step: (RGB stills in [-1, 1], [b, 3, size_px, size_px]; their captions)."""
 
     def draw(step: int) -> tuple[Tensor, list[str]]:
         rng = np.random.default_rng((seed, stream, step))
-        images, captions = zip(*(world.draw_captioned_still(rng) for _ in range(batch_size)), strict=True)
+        images, captions = zip(*(world.draw_captioned_still(rng, size_px) for _ in range(batch_size)), strict=True)
         stills = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
         return stills.float() / 127.5 - 1, list(captions)
 
     return draw
 
 
-def draw_crops(config: PretrainConfig, stream: int) -> Callable[[int], tuple[Tensor, Tensor, list[str]]]:
-    """A function of the step: (uint8 frames of low resolution, [b, h, w, 3]; of high, [b, 4 h, 4 w, 3]; captions).
+def draw_crops(
+    config: PretrainConfig, pairs: tuple[Tensor, Tensor, list[str]]
+) -> Callable[[int], tuple[Tensor, Tensor, list[str]]]:
+    """A function of the step: some of the pairs (as `encode_pairs` gives them), or crops of half of their sides.
 
-    Crops of half of the sides teach four times as fast; every fourth step has whole frames, as they are upscaled.
+    Crops teach four times as fast; every fourth step has whole frames, as they are upscaled.
     """
-    num_clips = config.upscaler.num_clips
+    low, latents, captions = pairs
 
     def draw(step: int) -> tuple[Tensor, Tensor, list[str]]:
-        rng = np.random.default_rng((config.seed, stream, step))
+        rng = np.random.default_rng((config.seed, 6, step))
         whole = step % 4 == 3
-        pairs = [draw_pair(rng, FRAMES_PER_CLIP) for _ in range(max(1, num_clips // 4) if whole else num_clips)]
-        if not whole:
-            pairs = [pair.cropped(rng, LARGE_PX // 2) for pair in pairs]
-        low, high = (
-            torch.from_numpy(np.concatenate([getattr(pair, side) for pair in pairs])) for side in ("low", "high")
-        )
-        return low, high, [pair.caption for pair in pairs for _ in range(FRAMES_PER_CLIP)]
+        size = low.shape[1] if whole else low.shape[1] // 2
+        lows, parts, texts = [], [], []
+        for row in rng.integers(len(low), size=config.upscaler.batch_size // (4 if whole else 1)):
+            y, x = rng.integers(0, low.shape[1] - size + 1, 2)
+            lows.append(low[row, y : y + size, x : x + size])
+            parts.append(latents[row, :, y : y + size, x : x + size])
+            texts.append(captions[row])
+        return torch.stack(lows), torch.stack(parts), texts
 
     return draw
-
-
-def as_images(frames: Tensor, device: torch.device) -> Tensor:
-    """RGB in [-1, 1], [b, 3, h, w], of uint8 frames [b, h, w, 3]."""
-    return frames.permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
 
 
 def draw_captions(seed: int, stream: int, batch_size: int) -> Callable[[int], tuple[list[str], Tensor]]:
@@ -381,8 +363,10 @@ def every_caption() -> list[str]:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, images: Tensor) -> float:
-    """Mean PSNR in dB of reconstructed images, [b, 3, h, w] in [-1, 1]."""
+def psnr_on_new_stills(vae: AutoencoderKL, seed: int, device: torch.device, size_px: int) -> float:
+    """Mean PSNR in dB of 64 reconstructed stills that training never saw; of fewer large ones."""
+    number = max(8, 64 * world.SIZE_PX**2 // size_px**2)
+    images, _ = draw_stills(seed, 3, number, device, size_px)(0)
     reconstructed = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     error = (reconstructed - images).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4 / error)).mean())

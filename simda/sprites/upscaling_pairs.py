@@ -30,14 +30,6 @@ class UpscalingPair:
     high: NDArray[np.uint8]
     caption: str
 
-    def cropped(self, rng: np.random.Generator, size_px: int) -> UpscalingPair:
-        """The same square of all frames, of `size_px` in the large ones, at a random place."""
-        small_px = size_px // SCALE
-        y, x = rng.integers(0, world.SIZE_PX - small_px + 1, 2)
-        low = self.low[:, y : y + small_px, x : x + small_px]
-        y, x = SCALE * y, SCALE * x
-        return UpscalingPair(low, self.high[:, y : y + size_px, x : x + size_px], self.caption)
-
 
 def draw_pair(rng: np.random.Generator, num_frames: int, held_out: bool | None = False) -> UpscalingPair:
     """Draw a scene as `world.draw_scene` does, and render it in both sizes."""

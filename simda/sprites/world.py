@@ -202,8 +202,8 @@ def render(scene: Scene, trajectory: Trajectory, num_frames: int, size_px: int =
     return np.clip(np.rint(np.stack(frames)), 0, 255).astype(np.uint8)
 
 
-def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
-    """Render one still of a scene, [64, 64, 3].
+def render_still(scene: Scene, rng: np.random.Generator, size_px: int = SIZE_PX) -> Frames:
+    """Render one still of a scene, [size_px, size_px, 3].
 
     A moving scene's still is one of the last three frames of its clip, as a photograph titled "a star moving left"
     shows a star that has already moved: so the words for motion leave a trace in what a text-to-image model learns.
@@ -217,7 +217,7 @@ def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
         radius_px=trajectory.radius_px + t * trajectory.growth_px,
         angle_rad=trajectory.angle_rad + t * trajectory.spin_rad,
     )
-    return render(scene, moved, 1)[0]
+    return render(scene, moved, 1, size_px)[0]
 
 
 def draw_training_words(rng: np.random.Generator) -> Scene:
@@ -228,10 +228,10 @@ def draw_training_words(rng: np.random.Generator) -> Scene:
     return scene
 
 
-def draw_captioned_still(rng: np.random.Generator) -> tuple[Frames, str]:
-    """Draw a scene as by `draw_training_words`; returns one still of it, [64, 64, 3], and its caption."""
+def draw_captioned_still(rng: np.random.Generator, size_px: int = SIZE_PX) -> tuple[Frames, str]:
+    """Draw a scene as by `draw_training_words`; returns one still of it, [size_px, size_px, 3], and its caption."""
     scene = draw_training_words(rng)
-    return render_still(scene, rng), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
+    return render_still(scene, rng, size_px), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 
 def sprite_coverage(

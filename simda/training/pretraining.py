@@ -140,7 +140,7 @@ def pretrain_autoencoder(
 
     optimise([vae], loss_of, num_steps, learning_rate, state_path, metrics_path)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(draw_images(step)).latent_dist.mean.flatten() for step in range(8)])
+        latents = torch.cat([vae.encode(draw_images(step)).latent_dist.mean for step in range(8)])
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
 
 

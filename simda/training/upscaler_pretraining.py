@@ -15,32 +15,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from simda.models.low_resolution import RGB_CHANNELS, add_noise, beside_latents, noise_levels_at, pixels_as_input
-from simda.training.pretraining import LATENT_CHANNELS, TEXT_WIDTH, optimise, tokenize
+from simda.training.pretraining import LATENT_CHANNELS, TEXT_WIDTH, optimise
 
 MAX_NOISE_LEVEL = 350
 SCALING_FACTOR = 0.08333
 """Of the autoencoder of Stable Diffusion's upscaler; diffusers' pipeline sets it, whatever the configuration says."""
-
-
-def build_upscaler_autoencoder() -> AutoencoderKL:
-    """An untrained autoencoder: 256x256 RGB to 4 latent channels of 64x64.
-
-    Without attention, whose time grows with the square of the pixels, and which ties a colour to all of the frame: what
-    tiles are made of must not depend on where they were cut.
-    """
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        sample_size=256,
-        mid_block_add_attention=False,
-    )
 
 
 @torch.no_grad()
@@ -88,9 +69,7 @@ def build_low_res_scheduler() -> DDPMScheduler:
 
 def pretrain_upscaler(
     unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    vae: AutoencoderKL,
+    prompt_embeds: Callable[[list[str]], Tensor],
     noise_scheduler: DDIMScheduler,
     low_res_scheduler: DDPMScheduler,
     draw_pairs: Callable[[int], tuple[Tensor, Tensor, list[str]]],
@@ -104,23 +83,20 @@ def pretrain_upscaler(
     """Train `unet` in place on frames in both sizes, and leave it with its EMA weights.
 
     Args:
-        draw_pairs: step -> (uint8 RGB of low resolution, [b, h, w, 3]; of high resolution, [b, 4 h, 4 w, 3]; captions).
+        prompt_embeds: captions -> what the network reads of them, [b, n, d].
+        draw_pairs: step -> (uint8 RGB of low resolution, [b, h, w, 3]; scaled latents of the frames in high resolution,
+            [b, c, h, w]; captions).
         caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
     """
-    vae.requires_grad_(False).eval()
-    text_encoder.requires_grad_(False).eval()
-    device = vae.device
+    device = unet.device
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        low, high, captions = draw_pairs(step)
+        low, latents, captions = draw_pairs(step)
         num_images = len(captions)
         generator = torch.Generator().manual_seed(step)
         dropped = torch.rand(num_images, generator=generator) < caption_dropout
         captions = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        with torch.no_grad():
-            images = pixels_as_input(high[:, None].to(device))[:, :, 0]
-            latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
-            prompt_embeds = text_encoder(tokenize(tokenizer, captions).to(device)).last_hidden_state
+        latents = latents.to(device)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         strata = (torch.arange(num_images) + torch.rand(num_images, generator=generator)) / num_images
         timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(device)
@@ -130,7 +106,7 @@ def pretrain_upscaler(
         low_res = add_noise(low_res, low_noise, levels, low_res_scheduler)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         given = beside_latents(noisy[:, :, None], low_res)[:, :, 0]
-        predicted = unet(given, timesteps, prompt_embeds, class_labels=levels).sample
+        predicted = unet(given, timesteps, prompt_embeds(captions), class_labels=levels).sample
         return F.mse_loss(predicted, noise_scheduler.get_velocity(latents, noise, timesteps)), {}
 
     optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
