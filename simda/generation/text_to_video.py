@@ -29,7 +29,7 @@ from simda.generation.loras import fuse_loras
 from simda.generation.windows import Windows
 from simda.models.adapter_state import AdapterHeader, load_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
-from simda.models.base_models import check_finetune, load_base_model, unet_identity
+from simda.models.base_models import check_finetune, check_is_upscaler, load_base_model, unet_identity
 from simda.models.clip_noise import draw_clip_noise
 from simda.models.text_attention import TextCache
 from simda.models.text_encoder import encode_prompts
@@ -96,6 +96,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             InputError: one of the models cannot be used.
             ModelMismatchError: they do not belong together.
         """
+        check_is_upscaler(base_model, False)
         if finetune:
             check_finetune(finetune, base_model)
         base = load_base_model(finetune or base_model, torch_dtype)
@@ -329,9 +330,13 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return settings
 
     def _finish(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        return self._as_output(latents if output_type == "latent" else decode_latents(self.vae, latents), output_type)
+
+    def _as_output(self, result: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        """Latents, or decoded frames, as they were asked for."""
         if output_type == "latent":
-            return latents
-        frames = decode_latents(self.vae, latents).cpu()
+            return result
+        frames = result.cpu()
         if output_type == "pt":
             return frames.movedim(-1, 2)
         if output_type == "np":
