@@ -70,9 +70,7 @@ def _made_videos(uri: str, base_seed: int) -> list[UpscaleRow]:
     store = OutputStore(uri)
     rows = store.read_table(GENERATED, ["prompt_id", "prompt", "video_uri"]).to_pylist()
     if store.read_manifest() is None or not rows:
-        raise InputError(
-            f"videos={uri} is an output without finished videos; run the command that writes it to the end"
-        )
+        raise InputError(f"videos={uri} is an unfinished output; run the command that writes it to the end")
     found = []
     for row in rows:
         source = find_video(store.uri_of(row["video_uri"]))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from simda.data.clip_plan import Clip
+from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
+from simda.data.tensors import read_tensor
 from simda.data.video_io import read_all_frames, read_video_metadata, write_video
 from simda.sprites import world
 from simda.stages.encode_clips import EncodeClips, is_chosen
@@ -29,7 +31,7 @@ def videos(tmp_path: Path) -> dict[str, str]:
 
 
 def encode(
-    output: Path, videos: dict[str, str], preview_every: int | None = None, **filters: Any
+    output: Path, videos: dict[str, str], preview_every: int | None = None, keeps_low_res: bool = False, **filters: Any
 ) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
         base_model="sprites",
@@ -43,6 +45,7 @@ def encode(
         clip_filter=filters,
         video_timeout_s=30,
         preview_every=preview_every,
+        keeps_low_res=keeps_low_res,
     )
     clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
     told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
@@ -97,3 +100,12 @@ def test_which_clips_are_previewed_depends_on_the_id_alone() -> None:
     chosen = {row_id for row_id in ids if is_chosen(row_id, 20)}
     assert 60 < len(chosen) < 140
     assert {row_id for row_id in reversed(ids) if is_chosen(row_id, 40)} < chosen
+
+
+def test_for_an_upscaler_the_frames_are_kept_in_low_resolution(videos: dict[str, str], tmp_path: Path) -> None:
+    moving = {"moving": videos["moving"]}
+    _, store = encode(tmp_path / "out", moving, keeps_low_res=True)
+    (row,) = store.read_table(LATENTS).to_pylist()
+    assert np.array_equal(read_tensor(row, "low_res"), make_low_res(read_all_frames(videos["moving"])))
+    _, store = encode(tmp_path / "other", moving)
+    assert store.read_table(LATENTS).to_pylist()[0]["low_res"] is None
