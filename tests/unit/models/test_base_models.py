@@ -183,5 +183,5 @@ def test_an_upscaler_is_told_by_its_unet(upscaler, base_model, tmp_path):
     (copy / "model_index.json").write_text(json.dumps({"max_noise_level": 100}))
     assert max_noise_level(str(copy)) == 100
     shutil.rmtree(copy / "low_res_scheduler")
-    with pytest.raises(InputError, match="is an upscaler, but .* has no low_res_scheduler folder"):
+    with pytest.raises(InputError, match=r"is an upscaler, but .* has no low_res_scheduler folder"):
         resolve_base_model(str(copy))

@@ -1,4 +1,4 @@
-"""The embedded upscaler's shape is that of Stable Diffusion's, and its training is the same after a stop."""
+"""The embedded upscaler has the shape of Stable Diffusion's, and its autoencoder's factor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from diffusers import AutoencoderKL
 
 from simda.models.autoencoder import decode_latents, encode_frames
 from simda.models.low_resolution import is_upscaler
-from simda.training import pretraining, upscaler_pretraining
 from simda.training.upscaler_pretraining import build_upscaler_unet, move_to_scaling_factor
 
 
@@ -34,38 +33,3 @@ def test_another_scaling_factor_changes_neither_latents_nor_frames():
     torch.testing.assert_close(encode_frames(vae, frames), latents)
     torch.testing.assert_close(decode_latents(vae, latents), decoded)
     torch.testing.assert_close(vae.encode(frames[0].movedim(-1, 1) / 127.5 - 1).latent_dist.std * 0.08333, spread)
-
-
-def test_a_stopped_training_goes_on_to_the_same_weights(make_upscaler_unet, tmp_path):
-    scheduler, low_res_scheduler = pretraining.build_noise_scheduler(), upscaler_pretraining.build_low_res_scheduler()
-
-    def train(folder, stop_at=None):
-        folder.mkdir(exist_ok=True)
-        unet = make_upscaler_unet().requires_grad_(True)
-
-        def draw(step):
-            if step == stop_at:
-                raise InterruptedError
-            rng = np.random.default_rng(step)
-            low = torch.from_numpy(rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8))
-            return low, low.movedim(-1, 1)[:, [0, 1, 2, 0]] / 127.5 - 1, ["a", "b"]
-
-        upscaler_pretraining.pretrain_upscaler(
-            unet,
-            lambda captions: torch.ones(len(captions), 3, pretraining.TEXT_WIDTH),
-            scheduler,
-            low_res_scheduler,
-            draw,
-            num_steps=252,
-            learning_rate=1e-3,
-            caption_dropout=0.5,
-            state_path=folder / "state.pt",
-            metrics_path=folder / "metrics.jsonl",
-        )
-        return unet.conv_in.weight
-
-    try:
-        train(tmp_path / "stopped", stop_at=251)
-    except InterruptedError:
-        resumed = train(tmp_path / "stopped")
-    assert torch.equal(resumed, train(tmp_path / "whole"))
