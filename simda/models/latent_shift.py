@@ -10,11 +10,12 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from simda.models.attention_product import attend
 
 KeysValues = Literal["paper", "released", "off", "full", "sparse_causal"]
 
@@ -95,7 +96,7 @@ def latent_shift_attention(
     keys = with_shifted(attention.to_k(tokens), num_frames, height, width, keys_values)
     values = with_shifted(attention.to_v(tokens), num_frames, height, width, keys_values)
     q, k, v = (rearrange(part, "b n (a d) -> b a n d", a=attention.heads) for part in (queries, keys, values))
-    mixed = rearrange(F.scaled_dot_product_attention(q, k, v), "b a n d -> b n (a d)")
+    mixed = rearrange(attend(q, k, v), "b a n d -> b n (a d)")
     for layer in attention.to_out:
         mixed = layer(mixed)
     return mixed

@@ -6,11 +6,12 @@ the network, is `video_unet.py`'s business.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+
+from simda.models.attention_product import attend
 
 TextCache = dict[Attention, tuple[Tensor, Tensor]]
 """Projected keys and values, [b, heads, n, d], of the same texts in every step; empty at the start."""
@@ -37,7 +38,7 @@ def text_attention(
     else:
         k, v = cache[attention]
     q = rearrange(attention.to_q(tokens), "(b f) n (a d) -> b a (f n) d", b=len(prompt_embeds), a=attention.heads)
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    mixed = attend(q, k, v)
     mixed = rearrange(mixed, "b a (f n) d -> (b f) n (a d)", n=tokens.shape[1])
     for layer in attention.to_out:
         mixed = layer(mixed)
