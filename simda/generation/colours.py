@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-RADIUS_PX = 7
+RADIUS_PX = 3
 """Of the source: what is coarser than about this comes from it."""
 
 
