@@ -43,6 +43,7 @@ from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.base_models import (
     autoencoder_identity,
     check_is_upscaler,
+    denoiser_architecture,
     max_noise_level,
     text_identity,
     unet_identity,
@@ -207,7 +208,8 @@ def run_key(config: UpscaleConfig) -> Row:
         ConfigError: settings of the sampling that do not go together.
     """
     check_is_upscaler(config.base_model, True)
-    check_sampling(config.sampling, max_noise_level(config.base_model))
+    trained_px = denoiser_architecture(config.base_model)[0].config.sample_size
+    check_sampling(config.sampling, max_noise_level(config.base_model), trained_px)
     base = unet_identity(config.base_model)
     if config.adapter is not None:
         check_adapter(config.adapter, base)
@@ -225,16 +227,19 @@ def run_key(config: UpscaleConfig) -> Row:
     }
 
 
-def check_sampling(sampling: UpscaleSampling, highest_noise_level: int) -> None:
+def check_sampling(sampling: UpscaleSampling, highest_noise_level: int, trained_px: int) -> None:
     """Refuse settings that do not go together, before any work.
+
+    Args:
+        highest_noise_level: that the base model knows.
+        trained_px: the side of its tiles where none is set.
 
     Raises:
         ConfigError: with what is allowed.
     """
     check_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.eta)
     Windows(sampling.window_frames, sampling.window_overlap)
-    if sampling.tile_px is not None:
-        Tiles(sampling.tile_px, sampling.tile_overlap_px or 0)
+    Tiles(trained_px if sampling.tile_px is None else sampling.tile_px, sampling.tile_overlap_px or 0)
     if sampling.noise_level > highest_noise_level:
         raise ConfigError(f"noise_level={sampling.noise_level}; this model knows 0 to {highest_noise_level}")
 

@@ -82,6 +82,7 @@ def test_videos_become_larger_and_failures_rows_and_a_second_run_adds_what_is_mi
         (("base_model=sprites",), "is a text-to-image model; here an x4 upscaler is needed"),
         (("sampling.noise_level=351",), "this model knows 0 to 350"),
         (("sampling.tile_overlap_px=16",), "tile_px=16, tile_overlap_px=16"),
+        (("sampling.tile_px=null", "sampling.tile_overlap_px=64"), "tile_px=64, tile_overlap_px=64"),
         (("sampling.window_overlap=2",), "window_frames=2, window_overlap=2"),
         (("videos=/nowhere",), "/nowhere does not exist"),
         (("sampling.eta=1", "sampling.scheduler=euler"), "eta=1"),

@@ -95,6 +95,11 @@ def test_another_table_or_version_is_refused() -> None:
         read_provenance(table.drop_columns(["fps", "decoder"]).schema, LATENTS, "x")
 
 
+def test_a_table_from_before_an_optional_column_is_still_read() -> None:
+    table = build_table(LATENTS, [latents_row()], PROVENANCE).drop_columns(["low_res", "low_res_shape"])
+    assert read_provenance(table.schema, LATENTS, "here") == PROVENANCE
+
+
 def test_differences_are_told_field_by_field() -> None:
     old = {"model": {"path": "a", "size": 64}, "fps": 8, "seed": 1}
     new = {"model": {"path": "b", "size": 64}, "fps": 8, "steps": 20}
