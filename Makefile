@@ -8,6 +8,7 @@ OUT ?= out/demo
 DATA ?= $(OUT)/latents
 CONFIG ?=
 ARGS ?=
+JOB ?=
 JOB_ADDRESS ?= http://127.0.0.1:8265
 CLUSTER ?= aws
 CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
@@ -15,7 +16,7 @@ CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 COMMANDS := make_sprites pretrain cache_latents train generate upscale edit evaluate run
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo upscaler generate-upscale inspect test check format clean submit cluster-up cluster-down cluster-status dashboard $(COMMANDS)
+.PHONY: help install demo upscaler generate-upscale inspect test check format clean submit cluster-up cluster-down fake-cluster cluster-status dashboard $(COMMANDS)
 
 help:  ## list the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +55,9 @@ $(COMMANDS): install
 inspect: install  ## what is in a dataset of cached latents: DATA=out/demo/latents ARGS="base_model=sprites ..."
 	$(RUN) pipelines/inspect_latents.py $(if $(CONFIG),--config $(CONFIG)) data=$(DATA) $(ARGS)
 
-submit: install  ## run a pipeline as a job on a cluster: JOB=train CONFIG=... ARGS="..." JOB_ADDRESS=http://...
-	$(VENV)/bin/ray job submit --address $(JOB_ADDRESS) --working-dir . -- python pipelines/$(JOB).py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+submit: install  ## run a pipeline as a job on a cluster, ending as it does: JOB=train CONFIG=... ARGS="..." JOB_ADDRESS=http://...
+	@if ! test -f pipelines/$(JOB).py; then echo "error: JOB=$(JOB) is no command; give one of: $(COMMANDS)" >&2; exit 2; fi
+	$(RUN) cluster/submit_job.py --address $(JOB_ADDRESS) -- python pipelines/$(JOB).py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 cluster-up: install $(CLUSTER_FILE)  ## start or update a cluster: CLUSTER=aws|gcp|on_premises (or CLUSTER_FILE=mine.yaml)
 	@if grep -nE '^[^#]*YOUR_' $(CLUSTER_FILE); then echo "error: replace these values in $(CLUSTER_FILE); its first lines say by what" >&2; exit 2; fi
@@ -63,6 +65,9 @@ cluster-up: install $(CLUSTER_FILE)  ## start or update a cluster: CLUSTER=aws|g
 
 cluster-down: install $(CLUSTER_FILE)  ## end the cluster and all of its machines
 	$(VENV)/bin/ray down --yes $(CLUSTER_FILE)
+
+fake-cluster: install  ## a cluster of pretended machines on this one, to try jobs and roles; Ctrl-C ends it
+	$(RUN) cluster/fake_cluster.py --dashboard-port 8265
 
 cluster-status: install $(CLUSTER_FILE)  ## machines, resources and waiting work of the cluster
 	$(VENV)/bin/ray exec $(CLUSTER_FILE) 'ray status'

@@ -3,9 +3,11 @@ other ways to make frames know of each other: AnimateDiff's motion modules, and 
 
     python benchmarks/unet_cost.py > benchmarks/unet_cost_<hardware>_<date>.md
 
-Stable Diffusion 1.5's size with random weights, float32, 16 frames of 32x32 latents (256x256 pixels), 77 text tokens,
-one forward pass without guidance. Operations are counted on the meta device; time is the median of alternating runs of
-all networks, which share the weights of the base (AnimateDiff's has its own). The report is markdown on stdout.
+Stable Diffusion 1.5's size with random weights, float32, 16 frames of 32x32 latents (256x256 pixels), 77 text tokens.
+Operations are counted on the meta device, of one forward pass without guidance. Time is the median of alternating runs,
+of such passes and of whole pipelines: ours and diffusers' for AnimateDiff, from the same noise with the same scheduler,
+guidance and steps to latents. All networks share the weights of the base in memory, which needs some 7 GB in all. The
+report is markdown on stdout.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -24,13 +27,15 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from simda.generation.text_to_video import TextToVideoPipeline
+from simda.models.base_models import load_text_parts
 from simda.models.video_unet import AdapterConfig, inject_adapters, predict
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
@@ -62,14 +67,26 @@ def with_full_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def build_animatediff(device: torch.device) -> UNetMotionModel:
-    """The same size with motion modules as in AnimateDiff's releases 1 and 3: none in the middle block."""
-    with device:
+def build_animatediff(device: torch.device, base: UNet2DConditionModel | None = None) -> UNetMotionModel:
+    """The same size with motion modules as in AnimateDiff's releases 1 and 3: none in the middle block.
+
+    Args:
+        base: whose weights it shares; without, it has its own.
+    """
+    with torch.device("meta") if base else device:
         unet = UNetMotionModel(
             cross_attention_dim=SD15["cross_attention_dim"],
             num_attention_heads=SD15["attention_head_dim"],
             use_motion_mid_block=False,
         )
+    if base:
+        weights = base.state_dict()
+        own = {
+            name: torch.randn(parameter.shape, device=device) * 0.02
+            for name, parameter in unet.state_dict().items()
+            if name not in weights
+        }
+        unet.load_state_dict({name: (weights | own)[name] for name in unet.state_dict()}, assign=True)
     return unet.requires_grad_(False).eval()
 
 
@@ -163,18 +180,60 @@ def median_seconds(runs: dict[str, Callable[[], object]], num_repeats: int, devi
     }
 
 
-def measure_time(num_repeats: int, device: torch.device) -> dict[str, Seconds]:
-    """Seconds of a clip through each network."""
+def build_pipelines(
+    adapted: UNet2DConditionModel, motion: UNetMotionModel
+) -> tuple[TextToVideoPipeline, AnimateDiffPipeline]:
+    """Ours and diffusers' around these networks, with one scheduler; texts come encoded, latents are not decoded."""
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=8)
+    text, scheduler = load_text_parts("sprites"), DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    ours = TextToVideoPipeline(vae, text.text_encoder, text.tokenizer, adapted, scheduler, "random")
+    theirs = AnimateDiffPipeline(
+        vae, text.text_encoder, text.tokenizer, motion, None, DDIMScheduler.from_config(scheduler.config)
+    )
+    for pipeline in (ours, theirs):
+        pipeline.to(adapted.device)
+        pipeline.set_progress_bar_config(disable=True)
+    return ours, theirs
+
+
+def run_pipeline(pipeline: TextToVideoPipeline | AnimateDiffPipeline, num_steps: int) -> Any:
+    """One clip, from the same noise and texts, with guidance."""
+    texts = torch.zeros(1, NUM_TEXT_TOKENS, SD15["cross_attention_dim"])
+    return pipeline(
+        prompt_embeds=texts,
+        negative_prompt_embeds=texts,
+        latents=torch.randn(1, 4, NUM_FRAMES, LATENT_SIZE, LATENT_SIZE, generator=torch.Generator().manual_seed(0)),
+        num_frames=NUM_FRAMES,
+        height=8 * LATENT_SIZE,
+        width=8 * LATENT_SIZE,
+        num_inference_steps=num_steps,
+        guidance_scale=7.5,
+        output_type="latent",
+    ).frames
+
+
+def measure_time(
+    num_repeats: int, num_steps: int, device: torch.device
+) -> tuple[dict[str, Seconds], dict[str, Seconds]]:
+    """Seconds of a clip once through each network, and through whole pipelines."""
     adapted = inject_adapters(build_unet(device))
     stock, full = stock_twin(adapted), with_full_attention(stock_twin(adapted))
-    motion = build_animatediff(device)
-    runs = {
+    motion = build_animatediff(device, stock)
+    passes = {
         "image UNet": partial(run_clip, stock, device),
         "adapted (`paper`)": partial(run_clip, adapted, device),
         "AnimateDiff": partial(run_animatediff, motion, device),
         "full 3D attention": partial(run_clip, full, device),
     }
-    return median_seconds(runs, num_repeats, device)
+    of_passes = median_seconds(passes, num_repeats, device)
+    if not num_steps:
+        return of_passes, {}
+    ours, theirs = build_pipelines(adapted, motion)
+    pipelines = {
+        "TextToVideoPipeline": partial(run_pipeline, ours, num_steps),
+        "AnimateDiffPipeline": partial(run_pipeline, theirs, num_steps),
+    }
+    return of_passes, median_seconds(pipelines, num_repeats, device)
 
 
 def describe_hardware(device: torch.device) -> str:
@@ -190,8 +249,21 @@ def describe_hardware(device: torch.device) -> str:
     )
 
 
-def report(flops: dict[str, int], seconds: dict[str, Seconds], num_repeats: int, device: torch.device) -> str:
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of this process on the device, or on this machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(
+    flops: dict[str, int],
+    seconds: dict[str, Seconds],
+    of_pipelines: dict[str, Seconds],
+    settings: argparse.Namespace,
+) -> str:
     """The results as markdown."""
+    num_repeats, device = settings.num_repeats, settings.device
     image_flops = flops["stock image UNet"]
     lines = [
         "# Cost of the adapters in one forward pass",
@@ -224,6 +296,22 @@ def report(flops: dict[str, int], seconds: dict[str, Seconds], num_repeats: int,
         ]
     else:
         lines.append("Wall time was not measured.")
+    if of_pipelines:
+        ours = of_pipelines["TextToVideoPipeline"]
+        lines += [
+            "",
+            f"Whole pipelines to latents, DDIM, {settings.num_steps} step(s) with guidance, medians of {num_repeats}:",
+            "",
+            "| pipeline | wall time | of ours | CPU time | of ours |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {taken.wall:.2f} s | {taken.wall / ours.wall:.3f} | {taken.cpu:.2f} s "
+                f"| {taken.cpu / ours.cpu:.3f} |"
+                for name, taken in of_pipelines.items()
+            ),
+            "",
+            f"Peak memory of the process {peak_memory_bytes(device) / 1e9:.1f} GB.",
+        ]
     return "\n".join(lines)
 
 
@@ -231,6 +319,7 @@ def main() -> None:
     """Count, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-repeats", type=int, default=3, help="timed runs of each network")
+    parser.add_argument("--num-steps", type=int, default=1, help="denoising steps of the pipelines; 0 leaves them out")
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--num-threads", type=int, help="CPU threads; by default PyTorch's choice")
     parser.add_argument("--skip-time", action="store_true", help="count operations only")
@@ -238,8 +327,10 @@ def main() -> None:
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     flops = count_all()
-    seconds = {} if settings.skip_time else measure_time(settings.num_repeats, settings.device)
-    print(report(flops, seconds, settings.num_repeats, settings.device))
+    seconds, of_pipelines = {}, {}
+    if not settings.skip_time:
+        seconds, of_pipelines = measure_time(settings.num_repeats, settings.num_steps, settings.device)
+    print(report(flops, seconds, of_pipelines, settings))
 
 
 if __name__ == "__main__":

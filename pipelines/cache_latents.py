@@ -29,7 +29,8 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
-from simda.data.clip_plan import Clip, Span
+from simda.data.clip_plan import Clip, ClipRule, Span, Spans
+from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
     FAILURES,
@@ -37,6 +38,8 @@ from simda.data.schema import (
     LATENTS,
     NULL_PROMPT,
     TEXT_EMBEDDINGS,
+    TEXT_TOKENS,
+    TableKind,
     build_table,
     caption_id,
     derived_id,
@@ -45,16 +48,18 @@ from simda.data.store import OutputStore
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
-from simda.models.autoencoder import check_frame_size, describe_autoencoder, spatial_factor
-from simda.models.base_models import (
-    autoencoder_architecture,
-    autoencoder_identity,
-    is_upscaler_model,
-    load_autoencoder,
-    text_identity,
+from simda.models.autoencoder import (
+    Autoencoder,
+    check_frame_size,
+    check_has_spread,
+    describe_autoencoder,
+    num_values,
+    spatial_factor,
 )
+from simda.models.base_models import autoencoder_identity, is_upscaler_model, load_autoencoder, text_identity
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.encode_captions import EncodeCaptions
+from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
+from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
 from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
@@ -68,12 +73,30 @@ class Clips:
     """Frames of a clip."""
     fps: float = Field(default=8.0, gt=0)
     """Rate at which a clip's frames are sampled, by the time they are shown."""
+    spans: Spans = "fixed"
+    """`fixed`: clips follow each other through the video. `shots`: the same within each shot, so that no clip holds a
+    cut; planning decodes every video whole. `whole`: one clip a video, or a span of a list, its frames spread over it;
+    `fps` has no effect."""
+    shot_threshold: float = Field(default=3.0, gt=1)
+    """How many times larger a change from one frame to the next is than those around it where a shot ends."""
     stride_frames: int | None = Field(default=None, ge=1)
     """Sampled frames from one clip's start to the next one's; by default clips lie end to end."""
     max_clips_per_video: int | None = Field(default=None, ge=1)
     """Clips to take of a video, spread over it; by default all."""
     repeat_frames: bool = False
     """Take videos slower than `fps` too, showing some of their frames more than once."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Variants:
+    """Rows of each clip: one with the middle of its frames, and others that are cut by chance, but repeatably."""
+
+    num_variants: int = Field(default=1, ge=1)
+    """Rows of each clip."""
+    min_side: float = Field(default=0.8, gt=0, le=1)
+    """Least height and width of a crop, over those of the largest crop."""
+    mirror: bool = False
+    """Change left and right in about half of the crops; captions that speak of left and right become wrong."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -138,14 +161,25 @@ class CacheLatentsConfig:
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name. Of an x4
     upscaler (`sprites_upscaler`), the rows also have the frames in low resolution."""
+    autoencoder: Uri | None = None
+    """Directory of an AutoencoderKL or AutoencoderTiny to use in place of the base model's; `train` takes latents of
+    the base model's own only."""
     clips: Clips = Clips()
     filters: Filters = Filters()
     height_px: int = Field(default=256, ge=1)
     """Height of the frames; videos are scaled to cover it and cut in the middle."""
     width_px: int = Field(default=256, ge=1)
     """Width of the frames."""
+    buckets: tuple[str, ...] = ()
+    """Sizes and lengths, such as [256x256x16, 192x320x16, 320x192x32] (height x width x frames), of which each clip
+    gets what fits it best; by default one, of `height_px`, `width_px` and `clips.num_frames`."""
+    variants: Variants = Variants()
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Precision of the cached latents."""
+    keep_spread: bool = False
+    """Keep the posterior's standard deviation too, in `latents_std`: twice the bytes, and training can draw from it."""
+    text: Literal["embeddings", "tokens"] = "embeddings"
+    """What is kept of each distinct caption: what the text encoder makes of it, or its token ids alone."""
     clips_per_shard: int = Field(default=32, ge=1)
     """Clips that a worker decodes, encodes and writes at once: the most that a crash of it can cost."""
     preview_every: int | None = Field(default=None, ge=1)
@@ -163,8 +197,11 @@ class CacheLatentsConfig:
 
 Row = dict[str, Any]
 
-PLAN_STAGE = "plan_video"
+PLAN_STAGE, CAPTIONS_STAGE = "plan_video", "encode_captions"
+TEXT_TABLES = {"embeddings": (TEXT_EMBEDDINGS, EncodeCaptions), "tokens": (TEXT_TOKENS, TokenizeCaptions)}
 CAPTIONS_PER_SHARD = 512
+DEFAULT_BUCKET = (256, 256, Clips().num_frames)
+"""Of `height_px`, `width_px` and `clips.num_frames`, to tell whether they were set."""
 PLAN = pa.schema(
     [
         *(LATENTS.columns.field(name) for name in Clip.__dataclass_fields__),
@@ -191,7 +228,7 @@ def run(config: CacheLatentsConfig) -> Row:
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
         clips = plan_clips(config, without_filtered(store, videos), provenance, store)
-        captions = store.without_written(TEXT_EMBEDDINGS, distinct_captions(clips))
+        captions = store.without_written(TEXT_TABLES[config.text][0], distinct_captions(clips))
         # 2. one row per clip -> one row per clip that is neither written nor filtered nor failed
         clips = store.without_written(FILTERED, store.without_written(LATENTS, clips), "clip_id")
         clips = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(list(skipped), pa.string()))))
@@ -200,7 +237,8 @@ def run(config: CacheLatentsConfig) -> Row:
         # 3. one row per caption -> one row per caption, in the text-embeddings table
         encode_captions(config, captions, provenance)
         # 4. one row per clip -> one row per clip, in the latents table
-        for _ in with_progress(encoded_clips(config, clips, provenance), "clips", len(clips), is_failure):
+        encoded = encoded_clips(config, clips, provenance)
+        for _ in with_progress(encoded, "clips", len(clips), is_failure, ENCODE_STAGE):
             pass
 
     if not store.num_rows(LATENTS):
@@ -208,7 +246,7 @@ def run(config: CacheLatentsConfig) -> Row:
             f"not one clip of {config.videos} could be cached: {len(store.failures(LATENTS))} failed, see "
             f"{store.uri_of('failures')}; {store.num_rows(FILTERED)} filtered, see {store.uri_of('filtered')}"
         )
-    summary = summarise(store, config.max_failure_rate)
+    summary = summarise(store, TEXT_TABLES[config.text][0], config.max_failure_rate)
     store.write_manifest(summary)
     seconds = time.monotonic() - started
     return summary | {
@@ -223,13 +261,18 @@ def dry_run(config: CacheLatentsConfig) -> Row:
     provenance = describe_models(config)
     videos, strays = find_videos(config)
     resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
-    values = config.clips.num_frames * provenance["vae"]["values_per_frame"]
+    buckets = clip_rule(config).buckets
+    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
+    value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
     return {
         "num_videos": len(videos),
         "num_videos_without_caption": sum(not any(s["captions"] for s in json.loads(v["spans"])) for v in videos),
         "num_rows_without_video": len(strays),
-        "bytes_per_clip": values * (4 if config.dtype == "float32" else 2),
-        "stages": ["plan_video", "EncodeCaptions", "EncodeClips"],
+        "bytes_per_clip": {
+            str(bucket): value_bytes * num_values(vae, bucket.height_px, bucket.width_px, bucket.num_frames)
+            for bucket in buckets
+        },
+        "stages": ["plan_video", TEXT_TABLES[config.text][1].__name__, "EncodeClips"],
         "workers": asdict(config.workers),
         "resumes": resumes,
     }
@@ -239,30 +282,36 @@ def describe_models(config: CacheLatentsConfig) -> Row:
     """What decides the content of the tables; readers compare it with what they use.
 
     Raises:
-        InputError: the base model cannot be used.
-        ConfigError: the frames' size does not fit its autoencoder.
+        InputError: the base model or the autoencoder cannot be used.
+        ConfigError: a bucket does not fit the autoencoder; as `clip_rule`.
     """
-    vae = load_autoencoder(config.base_model)
-    check_frame_size(vae, config.height_px, config.width_px)
+    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
+    rule = clip_rule(config)
+    for bucket in rule.buckets:
+        check_frame_size(vae, bucket.height_px, bucket.width_px)
+    if config.keep_spread:
+        check_has_spread(vae)
     return {
         "vae": {
-            "identity": autoencoder_identity(config.base_model),
-            **describe_autoencoder(vae, config.height_px, config.width_px),
+            "identity": autoencoder_identity(config.base_model, config.autoencoder),
+            **describe_autoencoder(vae),
         },
         "text_encoder": {"identity": text_identity(config.base_model)},
+        "text": config.text,
         "preprocessing": {
-            "height_px": config.height_px,
-            "width_px": config.width_px,
             "dtype": config.dtype,
-            **asdict(config.clips),
+            "keep_spread": config.keep_spread,
+            "variants": asdict(config.variants),
+            **{name: value for name, value in asdict(config.clips).items() if name != "num_frames"},
+            "buckets": [str(bucket) for bucket in rule.buckets],
         },
-        # Left away where it says nothing: tables from before there were upscalers and filters stay what they are.
-        **({"low_res": describe_low_res()} if keeps_low_res(config) else {}),
-        **({"filters": filters} if (filters := set_filters(config)) else {}),
+        "filters": set_filters(config),
+        # Left away where there are none: tables from before there were upscalers stay what they are.
+        **({"low_res": describe_low_res()} if keeps_low_res(config, vae) else {}),
     }
 
 
-def keeps_low_res(config: CacheLatentsConfig) -> bool:
+def keeps_low_res(config: CacheLatentsConfig, vae: Autoencoder) -> bool:
     """Whether the base model is an upscaler, which is trained on frames in both resolutions.
 
     Raises:
@@ -270,10 +319,47 @@ def keeps_low_res(config: CacheLatentsConfig) -> bool:
     """
     if not is_upscaler_model(config.base_model):
         return False
-    factor = spatial_factor(autoencoder_architecture(config.base_model))
+    factor = spatial_factor(vae)
     if factor != SCALE:
         raise ConfigError(f"base_model={config.base_model} upscales by {factor}; known are upscalers by {SCALE}")
     return True
+
+
+def clip_rule(config: CacheLatentsConfig) -> ClipRule:
+    """How videos are cut into clips, and which buckets there are.
+
+    Raises:
+        ConfigError: a bucket that is none, or settings of which one would have no effect.
+    """
+    clips, plain = config.clips, Clips()
+    idle = []
+    if config.buckets:
+        sizes = (config.height_px, config.width_px, clips.num_frames)
+        idle += ["height_px, width_px and clips.num_frames"] if sizes != DEFAULT_BUCKET else []
+    if clips.spans != "shots" and clips.shot_threshold != plain.shot_threshold:
+        idle.append("clips.shot_threshold")
+    if clips.spans == "whole":
+        idle += [f"clips.{name}" for name in ("fps", "stride_frames") if getattr(clips, name) != getattr(plain, name)]
+    if config.variants.num_variants == 1 and config.variants != Variants():
+        idle.append("variants.min_side and variants.mirror")
+    if idle:
+        raise ConfigError(
+            f"{'; '.join(idle)}: no effect with buckets={list(config.buckets)}, clips.spans={clips.spans} and "
+            f"variants.num_variants={config.variants.num_variants}; leave out what has none"
+        )
+    settings = asdict(clips)
+    only = Bucket(config.height_px, config.width_px, settings.pop("num_frames"))
+    return ClipRule(
+        buckets=parse_buckets(config.buckets) or (only,), num_variants=config.variants.num_variants, **settings
+    )
+
+
+def crop_settings(config: CacheLatentsConfig) -> Row | None:
+    """How the variants of clips are cut, for `EncodeClips`; None if there are none."""
+    variants = config.variants
+    if variants.num_variants == 1:
+        return None
+    return {"min_side": variants.min_side, "may_mirror": variants.mirror}
 
 
 def set_filters(config: CacheLatentsConfig) -> Row:
@@ -283,8 +369,8 @@ def set_filters(config: CacheLatentsConfig) -> Row:
         ConfigError: they contradict each other or the clips.
     """
     ClipFilter(**asdict(config.filters))
-    if config.filters.static_below is not None and config.clips.num_frames == 1:
-        raise ConfigError("filters.static_below: clips of one frame never move; leave it out, or set clips.num_frames")
+    if config.filters.static_below is not None and any(b.num_frames == 1 for b in clip_rule(config).buckets):
+        raise ConfigError("filters.static_below: clips of one frame never move; leave it out, or take longer clips")
     return {name: value for name, value in asdict(config.filters).items() if value != getattr(Filters(), name)}
 
 
@@ -310,7 +396,7 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
     planned = ray.data.from_items(videos, override_num_blocks=min(len(videos), 64)).flat_map(
         plan_video,
         fn_kwargs={
-            "rule": asdict(config.clips),
+            "rule": clip_rule(config),
             "preprocessing_key": derived_id(provenance["vae"]["identity"], provenance["preprocessing"]),
             "clip_filter": asdict(config.filters),
             "video_timeout_s": config.video_timeout_s,
@@ -318,7 +404,7 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         num_cpus=0.5,
         resources=on_role(config.planner_role),
     )
-    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure))
+    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE))
     unusable = [row for row in rows if is_failure(row)]
     record_failures(
         store,
@@ -332,14 +418,32 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
     """Write the rows of the latents table; yields which are written and which have failed."""
-    frames = {"height_px": config.height_px, "width_px": config.width_px, "dtype": config.dtype}
-    reading = {
+    settings = {
+        "autoencoder": config.autoencoder,
+        "dtype": config.dtype,
+        "keep_spread": config.keep_spread,
+        "crops": crop_settings(config),
         "clip_filter": asdict(config.filters),
         "video_timeout_s": config.video_timeout_s,
         "preview_every": config.preview_every,
         "keeps_low_res": "low_res" in provenance,
     }
-    return in_actor_pool(config, EncodeClips, clips, config.clips_per_shard, provenance, **frames, **reading)
+    # A file holds clips of one bucket, as far as they go.
+    shards = [shard for _, of_bucket in by_bucket(clips) for shard in in_shards(of_bucket, config.clips_per_shard)]
+    return in_actor_pool(config, EncodeClips, shards, provenance, **settings)
+
+
+def by_bucket(clips: pa.Table) -> list[tuple[Bucket, pa.Table]]:
+    """The rows of a plan apart by their buckets, each in its former order."""
+    names = ["height_px", "width_px", "num_frames"]
+    buckets = sorted(Bucket(**size) for size in clips.group_by(names).aggregate([]).to_pylist())
+    names_of = pc.binary_join_element_wise(*(pc.cast(clips[name], pa.string()) for name in names), "x")
+    return [(bucket, clips.filter(pc.equal(names_of, str(bucket)))) for bucket in buckets]
+
+
+def in_shards(rows: pa.Table, rows_per_shard: int) -> list[pa.Table]:
+    """The rows of a table in slices."""
+    return [rows.slice(start, rows_per_shard) for start in range(0, len(rows), rows_per_shard)]
 
 
 def distinct_captions(clips: pa.Table) -> pa.Table:
@@ -349,19 +453,18 @@ def distinct_captions(clips: pa.Table) -> pa.Table:
 
 
 def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: Row) -> None:
-    """Write the rows of the text-embeddings table."""
-    encoded = in_actor_pool(config, EncodeCaptions, captions, CAPTIONS_PER_SHARD, provenance)
-    for _ in with_progress(encoded, "captions", len(captions), lambda _: False):
+    """Write the rows of the text-embeddings or the text-tokens table."""
+    encoded = in_actor_pool(config, TEXT_TABLES[config.text][1], in_shards(captions, CAPTIONS_PER_SHARD), provenance)
+    for _ in with_progress(encoded, "captions", len(captions), lambda _: False, CAPTIONS_STAGE):
         pass
 
 
 def in_actor_pool(
-    config: CacheLatentsConfig, stage: type, rows: pa.Table, rows_per_shard: int, provenance: Row, **settings: Any
+    config: CacheLatentsConfig, stage: type, shards: list[pa.Table], provenance: Row, **settings: Any
 ) -> Iterator[Row]:
-    """Send the rows of a table through a stage, a shard at a time, and yield what it says of each."""
-    if not len(rows):
+    """Send rows through a stage, a shard at a time, and yield what it says of each."""
+    if not shards:
         return
-    shards = [rows.slice(start, rows_per_shard) for start in range(0, len(rows), rows_per_shard)]
     told = ray.data.from_arrow(shards).map_batches(
         stage,
         fn_constructor_kwargs={
@@ -372,7 +475,8 @@ def in_actor_pool(
             "provenance": provenance,
             **settings,
         },
-        batch_size=rows_per_shard,
+        # Blocks as they are: a size would join small ones.
+        batch_size=None,
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(shards))),
         **config.workers.ray_options,
     )
@@ -407,7 +511,13 @@ def is_failure(row: Row) -> bool:
     return bool(row["error_type"])
 
 
-def summarise(store: OutputStore, max_failure_rate: float) -> Row:
+def rows_per_bucket(store: OutputStore) -> dict[str, int]:
+    """Rows of the latents table by HEIGHTxWIDTHxFRAMES, the most frequent first."""
+    sizes = store.read_table(LATENTS, ["height_px", "width_px", "num_frames"]).to_pylist()
+    return dict(Counter(str(Bucket(**size)) for size in sizes).most_common())
+
+
+def summarise(store: OutputStore, texts: TableKind, max_failure_rate: float) -> Row:
     """Counts over the whole output, not only over what this run added; rows that are filtered do not count as rows."""
     num_done, num_failed = store.num_rows(LATENTS), len(store.failures(LATENTS))
     filtered = Counter(store.read_table(FILTERED, ["filter"])["filter"].to_pylist())
@@ -417,7 +527,8 @@ def summarise(store: OutputStore, max_failure_rate: float) -> Row:
         "num_failed": num_failed,
         "num_filtered": filtered.total(),
         "filtered_by": dict(sorted(filtered.items())),
-        "num_captions": store.num_rows(TEXT_EMBEDDINGS),
+        "rows_per_bucket": rows_per_bucket(store),
+        "num_captions": store.num_rows(texts),
         "max_failure_rate": max_failure_rate,
         "latents": store.uri,
         "failures": store.uri_of("failures"),

@@ -45,7 +45,7 @@ from simda.models.base_models import (
 )
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.edit_videos import EditVideos
+from simda.stages.edit_videos import STAGE, EditVideos
 
 Row = dict[str, Any]
 
@@ -333,7 +333,7 @@ def edit(config: EditConfig, work: Plan, num_rows: int) -> None:
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
         **config.workers.ray_options,
     )
-    for _ in with_progress(edited.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
+    for _ in with_progress(edited.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"]), STAGE):
         pass
 
 

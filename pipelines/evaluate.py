@@ -74,6 +74,7 @@ def run(config: EvaluateConfig) -> Row:
                 "videos judged",
                 len(rows),
                 lambda row: bool(row["error_type"]),
+                STAGE,
             )
         )
     judged.sort(key=lambda row: (row["prompt_id"], row["label"] != OWN))

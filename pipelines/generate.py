@@ -56,12 +56,13 @@ from simda.models.base_models import (
     unet_identity,
 )
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.generate_videos import COMMON_SETTINGS, GenerateVideos
+from simda.stages.generate_videos import COMMON_SETTINGS, STAGE, GenerateVideos
 
 Row = dict[str, Any]
 
 GALLERY = "gallery.html"
 COMPARED = ("prompt", "negative_prompt", "seed", "fps", *COMMON_SETTINGS)
+SCHEDULER_SETTINGS = ("scheduler", "num_inference_steps", "eta", "timestep_shift")
 CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name in GENERATED.columns.names))
 
 
@@ -87,7 +88,10 @@ class Sampling:
     """Share of the initial noise that all frames have in common; more keeps the frames of a clip together."""
     scheduler: SchedulerName = "ddim"
     """The sampler; `dpm++` and `unipc` need about half of the steps of `ddim` and `euler`, `lcm` needs 4 to 8 and a
-    model that was distilled for it."""
+    model that was distilled for it; `ddpm` adds noise at each step, as `ddim` with eta=1."""
+    timestep_shift: float = Field(default=1.0, gt=0, le=100)
+    """Above 1 takes more of the steps where it is noisy, at which layout and motion are decided; by `ddpm`, `dpm++` and
+    `euler` only."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """Noise added at each step, by `ddim` only: 0 none, 1 as DDPM."""
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
@@ -103,6 +107,27 @@ class Sampling:
     reuse_interval: int = Field(default=1, ge=1)
     """Every how many steps the inner blocks of the network are computed; between them they give what they gave last,
     which is faster and changes the videos a little."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Speed:
+    """What takes less time or memory and leaves the videos as they are, within rounding."""
+
+    guidance_in_one_pass: bool = True
+    """Send both halves of guidance through the network together; one after the other takes half the memory."""
+    text_cache: bool = True
+    """Project each text once, not in every step."""
+    num_kept_texts: int = Field(default=256, ge=0)
+    """Encoded texts that a worker keeps, for other rows with the same words; 0 encodes them anew for every row."""
+    frames_per_decode: int = Field(default=16, ge=1)
+    """Frames that go through the autoencoder at once; less takes less memory."""
+    channels_last: bool = True
+    """Lay out convolutions channel by channel, which is faster on most devices."""
+    compiled: bool = False
+    """Compile the network: every worker's first batch of each shape takes minutes, later ones less time than without;
+    needs a C++ compiler, on GPUs also Triton."""
+    overlapped_writing: bool = True
+    """Go on with the next batch while the one before is still being coded and written."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -145,6 +170,7 @@ class GenerateConfig:
     also_write: tuple[ExtraFile, ...] = ()
     """Beside each mp4: `lossless` (FFV1 in Matroska), `gif`, `frames` (PNG), `latents` (safetensors);
     a list, as [gif, frames]."""
+    speed: Speed = Speed()
     sharded: bool = False
     """Spread the files over 256 folders by their ids; for more than some ten thousand rows."""
     workers: Workers = Workers()
@@ -188,12 +214,15 @@ def dry_run(config: GenerateConfig) -> Row:
     """Check the prompts and the models, and count what would be generated."""
     work = plan(config)
     todo = [row for group in work.groups for row in group]
+    taken = work.store.read_table(GENERATED, ["seconds"])["seconds"].to_pylist()
     return {
         "num_rows": len(work.rows),
         "num_to_generate": len(todo),
         "num_batches": len(work.groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
+        # Only an earlier part of this run tells how fast its machines are.
+        "seconds_left": round(sum(taken) / len(taken) * len(todo) / config.workers.num_workers) if taken else None,
         "resumes": work.resumes,
     }
 
@@ -264,7 +293,7 @@ def setting_faults(row: Row, vae: Autoencoder) -> Iterator[str]:
     """What a row asks for and cannot have."""
     checks = (
         partial(check_frame_size, vae, row["height_px"], row["width_px"]),
-        partial(check_scheduler, row["scheduler"], row["num_inference_steps"], row["eta"]),
+        partial(check_scheduler, *(row[name] for name in SCHEDULER_SETTINGS)),
         partial(Windows, row["window_frames"], row["window_overlap"]),
         partial(Guidance, *(row[f"guidance_{name}"] for name in ("scale", "rescale", "start", "end"))),
     )
@@ -357,11 +386,17 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
             "provenance": {"libraries": library_versions()},
             "also_write": config.also_write,
             "sharded": config.sharded,
+            **{name: value for name, value in vars(config.speed).items() if name != "overlapped_writing"},
         },
-        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(groups))),
+        compute=ActorPoolStrategy(
+            size=min(config.workers.num_workers, len(groups)),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=1 + config.speed.overlapped_writing,
+            enable_true_multi_threading=config.speed.overlapped_writing,
+        ),
         **config.workers.ray_options,
     )
-    for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"])):
+    for _ in with_progress(generated.iter_rows(), "videos", num_rows, lambda row: bool(row["error_type"]), STAGE):
         pass
 
 

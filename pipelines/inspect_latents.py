@@ -51,6 +51,8 @@ class InspectLatentsConfig:
     """Directory of the contact sheet, local or s3://; by default `inspected` in the dataset."""
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The model whose autoencoder made the latents; it decodes the contact sheet."""
+    autoencoder: Uri | None = None
+    """Directory of the autoencoder that made the latents, if it was not the base model's."""
     num_shown: int = Field(default=16, ge=0)
     """Clips on the contact sheet, spread over the dataset; 0 makes none, and needs no model."""
     num_measured: int = Field(default=1024, ge=1)
@@ -89,7 +91,9 @@ def describe(config: InspectLatentsConfig, store: OutputStore) -> tuple[Row, Ten
         raise InputError(f"data={store.uri} has no latents table; give an output directory of cache_latents")
     provenance = store.provenance(LATENTS)
     if config.num_shown:
-        check_provenance(provenance["vae"], {"identity": autoencoder_identity(config.base_model)}, store.uri)
+        check_provenance(
+            provenance["vae"], {"identity": autoencoder_identity(config.base_model, config.autoencoder)}, store.uri
+        )
     table = TensorTable(store, LATENTS, "latents", (*COLUMNS, "latents_shape", "latents_dtype"), CACHE_BYTES)
     clips = table.light
     seconds = pc.sum(pc.subtract(clips["end_s"], clips["start_s"])).as_py()
@@ -107,7 +111,7 @@ def describe(config: InspectLatentsConfig, store: OutputStore) -> tuple[Row, Ten
         "filtered_by": dict(sorted(filtered.items())),
         "num_captions": pc.count_distinct(clips["caption"]).as_py(),
         "num_text_embeddings": store.num_rows(TEXT_EMBEDDINGS),
-        "sizes": counts(clips, ("num_frames", "height_px", "width_px")),
+        "rows_per_bucket": counts(clips, ("height_px", "width_px", "num_frames")),
         "fps": counts(clips, ("fps",)),
         "dtypes": counts(clips, ("latents_dtype",)),
         "decoders": counts(clips, ("decoder",)),
@@ -120,7 +124,7 @@ def describe(config: InspectLatentsConfig, store: OutputStore) -> tuple[Row, Ten
 
 
 def counts(clips: pa.Table, names: Sequence[str]) -> dict[str, int]:
-    """Clips by the values of some columns, such as `16x256x256`, the most frequent first."""
+    """Clips by the values of some columns, such as `256x256x16`, the most frequent first."""
     found = clips.select(list(names)).group_by(list(names)).aggregate([([], "count_all")]).to_pylist()
     found.sort(key=lambda row: -row["count_all"])
     return {"x".join(str(row[name]) for name in names): row["count_all"] for row in found}
@@ -146,9 +150,9 @@ def print_figures(summary: Row) -> None:
     state = "complete" if summary["is_complete"] else "not complete"
     print(f"{summary['latents']}: {summary['num_clips']} clips, {summary['hours']:.2f} hours, {state}")
     print(f"failed {summary['num_failed']}, filtered {summary['num_filtered']} {summary['filtered_by'] or ''}")
-    for name in ("sizes", "fps", "dtypes", "decoders"):
+    for name in ("rows_per_bucket", "fps", "dtypes", "decoders"):
         shown = ", ".join(f"{value}: {number}" for value, number in summary[name].items())
-        print(f"{name:10} {shown}")
+        print(f"{name:15} {shown}")
     values = summary["values"]
     print(f"values of {values['num_measured']} clips, by channel")
     for name in ("mean", "std"):
@@ -161,13 +165,13 @@ def print_figures(summary: Row) -> None:
 
 def draw(config: InspectLatentsConfig, table: TensorTable, uri: str) -> None:
     """Decode some clips, spread over the dataset, onto one picture."""
-    vae = load_autoencoder(config.base_model)
+    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
     cards, frames = [], {}
     for place in spread(range(len(table.light)), config.num_shown):
         row = table.light.slice(place, 1).to_pylist()[0]
         latents = torch.from_numpy(np.nan_to_num(table.tensor(place)))[None]
         frames[row["clip_id"]] = (decode_latents(vae, latents)[0] * 255).round().to(torch.uint8).numpy()
-        note = f"{row['num_frames']}x{row['height_px']}x{row['width_px']} from {row['start_s']:g} s"
+        note = f"{row['height_px']}x{row['width_px']}x{row['num_frames']} from {row['start_s']:g} s"
         cards.append(ReportCard(row["caption"], [ReportVideo(row["clip_id"], label="", marks={}, note=note)]))
     largest = max(max(clip.shape[1:3]) for clip in frames.values())
     write_contact_sheet(uri, cards, frames, scale=max(1, 128 // largest))

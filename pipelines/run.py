@@ -3,10 +3,12 @@
 
     plan -> settings of all steps checked -> step 1 -> step 2 -> ... -> the last step, or the first one that fails
 
-A step is a command of this folder with its configuration. Whether its work is done already is for the command to tell,
-as it alone knows what decides its output: a step that is finished says so and ends at once, a step that was stopped
-goes on. So a chain that was stopped or failed is run again with the same line. A step that fails ends the chain with
-its own exit code.
+A step is a command of this folder with its configuration. It is skipped when its output is complete, was made with the
+same settings, and no step before it had anything to do; else the command runs, and as it alone knows what decides its
+output, it goes on where it was stopped, or finds nothing to do. So a chain that was stopped or failed is run again with
+the same line. A step that fails ends the chain with its own exit code.
+
+What came to the inputs of a finished chain (videos, prompts) is found with `skip_finished=false`.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES
-from simda.data.store import OutputStore
+from simda.data.store import CONFIG_FILE, OutputStore
+from simda.data.uris import exists, read_text
 from simda.errors import ConfigError
-from simda.runtime import run_command
+from simda.runtime import has_too_many_failures, run_command
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -62,26 +65,38 @@ class RunConfig:
 
     steps: list[Step] = Field(min_length=1)
     """What to run, in this order: a list of `{pipeline: NAME, config: FILE, settings: {KEY: VALUE}}`."""
+    skip_finished: bool = True
+    """Pass over steps whose outputs are complete; false lets each command look for new rows in its inputs."""
 
 
 def run(config: RunConfig) -> dict[str, Any]:
     """Run the steps one after the other."""
-    check_settings(config)
+    resolved = check_settings(config)
     done: list[dict[str, Any]] = []
-    for number, step in enumerate(config.steps, start=1):
+    # Whether inputs may have changed: by a step of this very run.
+    changed = not config.skip_finished
+    for number, (step, settings) in enumerate(zip(config.steps, resolved, strict=True), start=1):
         announce(config, number, shlex.join(command_of(step)))
+        finished = None if changed else finished_summary(settings)
+        if finished is not None:
+            print(f"{settings['output']} is complete, made with these settings: skipped", file=sys.stderr, flush=True)
+            done.append({"pipeline": step.pipeline, "exit_code": 0, "seconds": 0.0, "skipped": True})
+            done[-1] |= {"summary": finished}
+            continue
+        changed = True
         started = time.monotonic()
         code, summary = run_step(step)
         done.append({"pipeline": step.pipeline, "exit_code": code, "seconds": round(time.monotonic() - started, 1)})
         done[-1] |= {"summary": summary}
         if code:
             stop(config, code, done)
-    return {"num_steps": len(config.steps), "num_done": len(done), "steps": done}
+    num_skipped = sum(step.get("skipped", False) for step in done)
+    return {"num_steps": len(config.steps), "num_done": len(done), "num_skipped": num_skipped, "steps": done}
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
     """Dry-run every step; the inputs of a step can be checked once the steps before it have written them."""
-    outputs = check_settings(config)
+    outputs = [settings["output"] for settings in check_settings(config)]
     checked: list[dict[str, Any]] = []
     unfinished: list[str] = []
     for number, (step, output) in enumerate(zip(config.steps, outputs, strict=True), start=1):
@@ -102,22 +117,22 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     return {"num_steps": len(config.steps), "num_checked": sum(e["checked"] for e in checked), "steps": checked}
 
 
-def check_settings(config: RunConfig) -> list[str]:
-    """The outputs of all steps; a typo in the last one should not show after hours of the first.
+def check_settings(config: RunConfig) -> list[dict[str, Any]]:
+    """The resolved settings of all steps; a typo in the last one should not show after hours of the first.
 
     Raises:
         ConfigError: settings that their command refuses, all steps together.
     """
-    outputs, faults = [], []
+    resolved, faults = [], []
     for number, step in enumerate(config.steps, start=1):
         shown = ask(step, "--print-config")
         if shown.returncode:
             faults.append(f"step {number} ({step.pipeline}): {reason_of(shown.stderr)}")
         else:
-            outputs.append(yaml.safe_load(shown.stdout)["output"])
+            resolved.append(yaml.safe_load(shown.stdout))
     if faults:
         raise ConfigError(f"{len(faults)} step(s) of the plan cannot run:\n" + "\n".join(faults))
-    return outputs
+    return resolved
 
 
 def command_of(step: Step) -> list[str]:
@@ -191,6 +206,18 @@ def announce(config: RunConfig, number: int, command: str) -> None:
 def is_finished(output: str) -> bool:
     """Whether the directory is a finished output, of whichever settings."""
     return OutputStore(output).read_manifest() is not None
+
+
+def finished_summary(settings: dict[str, Any]) -> Any:
+    """The summary of a step's output if it is complete and was made with exactly these settings, else None."""
+    store = OutputStore(settings["output"])
+    summary = store.read_manifest()
+    if summary is None or not exists(store.uri_of(CONFIG_FILE)):
+        return None
+    if yaml.safe_load(read_text(store.uri_of(CONFIG_FILE))) != settings:
+        return None
+    # A command that ended with too many failures has a complete output all the same; it is to say so again.
+    return None if has_too_many_failures(summary) else summary
 
 
 def last_json(text: str) -> Any:

@@ -31,7 +31,8 @@ from simda.models.base_models import (
     unet_identity,
 )
 from simda.models.video_unet import AdapterConfig
-from simda.runtime import ray_session, run_command
+from simda.runtime import ray_session, record_metric, run_command
+from simda.telemetry import TrainingTelemetry
 from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
@@ -140,8 +141,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return {**finished, "already_done": True}
     plan = make_plan(config, clips)
     announce(plan, config.workers, clips, Checkpoints(store).find() if goes_on else FoundCheckpoint(None))
-    with ray_session(config.workers.role), shown_progress(store, config.num_steps):
-        checkpoint = run_workers(plan, config.workers, config.max_worker_failures)
+    workers = config.workers
+    telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
+    with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
+        checkpoint = run_workers(plan, workers, config.max_worker_failures)
     adapter = store.uri_of(ADAPTER_FOLDER)
     write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
     last = read_metrics(store)[-1]

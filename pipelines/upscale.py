@@ -49,7 +49,7 @@ from simda.models.base_models import (
     unet_identity,
 )
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.upscale_videos import UpscaleVideos
+from simda.stages.upscale_videos import STAGE, UpscaleVideos
 
 Row = dict[str, Any]
 
@@ -266,8 +266,13 @@ def upscale(config: UpscaleConfig, work: Plan) -> None:
         compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(work.todo))),
         **config.workers.ray_options,
     )
-    for _ in with_progress(upscaled.iter_rows(), "videos", len(work.todo), lambda row: bool(row["error_type"])):
+    for _ in with_progress(upscaled.iter_rows(), "videos", len(work.todo), is_failure, STAGE):
         pass
+
+
+def is_failure(row: Row) -> bool:
+    """Whether a row of the stage's output says that it failed."""
+    return bool(row["error_type"])
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ AdapterUri = Annotated[
     str | None, BeforeValidator(lambda uri: None if uri in (None, "none") else absolute_uri(str(uri)))
 ]
 """A setting that names the `adapter` directory that `train` wrote, local or s3://; `none` is the base model alone."""
-SchedulerName = Literal["ddim", "dpm++", "unipc", "euler", "lcm"]
+SchedulerName = Literal["ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
 ExtraFile = Literal["lossless", "gif", "frames", "latents"]
 """A setting that names what is written beside an mp4, see `data/video_files.py`."""

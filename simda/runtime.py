@@ -1,4 +1,4 @@
-"""How a command runs: its command line, its Ray session, its progress lines, its exit code.
+"""How a command runs: its command line, its Ray session, its progress lines and metrics, its exit code.
 
 Every file in `pipelines/` ends in `sys.exit(run_command(...))`. Beside the Ray Train worker, this is the only place of
 the library that imports Ray.
@@ -13,17 +13,23 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
-from simda.config import Config, config_to_yaml, describe_settings, load_config
+from simda.config import Config, absolute_uri, config_to_yaml, describe_settings, load_config
+from simda.cost import cost_of, read_prices
+from simda.data.run_lock import release_all
 from simda.errors import ConfigError, SimdaError
+from simda.telemetry import WAIT_BOUNDARIES_S, Metric, StageTelemetry
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
-FLAGS = ("--config", "--print-config", "--dry-run", "--help")
+FLAGS = ("--config", "--print-config", "--dry-run", "--prices", "--help")
+FLAGS_WITH_PATH = ("--config", "--prices")
 PROGRESS_EVERY_S = 5.0
 
 Row = TypeVar("Row")
@@ -38,6 +44,7 @@ class CommandLine:
     print_config: bool
     dry_run: bool
     help: bool
+    prices: str | None = None
 
 
 def run_command(
@@ -56,7 +63,8 @@ def run_command(
     Returns:
         0 done, 1 failed, 2 bad configuration, input or usage, 3 finished with too many failed rows.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not wants_json_logs():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     started = time.monotonic()
@@ -69,7 +77,10 @@ def run_command(
         if line.print_config:
             print(config_to_yaml(config), end="")
             return EXIT_DONE
+        prices = read_prices(absolute_uri(line.prices)) if line.prices else None
         summary = dry_run(config) if line.dry_run else run(config)
+        if prices:
+            summary |= {"cost": cost_of(summary, prices)}
     except SimdaError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -79,9 +90,11 @@ def run_command(
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED
+    finally:
+        release_all()
     summary = {**summary, "wall_s": round(time.monotonic() - started, 1)}
     print(json.dumps(summary), flush=True)
-    too_many = summary.get("num_failed", 0) > summary.get("max_failure_rate", 1.0) * max(1, summary.get("num_rows", 1))
+    too_many = has_too_many_failures(summary)
     if too_many:
         print(
             f"error: {summary['num_failed']} of {summary['num_rows']} rows failed, more than "
@@ -91,28 +104,41 @@ def run_command(
     return EXIT_TOO_MANY_FAILURES if too_many else EXIT_DONE
 
 
+def has_too_many_failures(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary tells of more failed rows than its `max_failure_rate` allows."""
+    return summary.get("num_failed", 0) > summary.get("max_failure_rate", 1.0) * max(1, summary.get("num_rows", 1))
+
+
 def parse_command_line(argv: list[str]) -> CommandLine:
     """Split flags from `key=value` words.
 
     Raises:
-        ConfigError: an unknown flag (with the nearest known one), or `--config` without a path.
+        ConfigError: an unknown flag, one without its path, or prices without a dry run.
     """
-    config_path, words, switches = None, [], set()
+    paths: dict[str, str] = {}
+    words, switches = [], set()
     rest = iter(argv)
     for word in rest:
         flag, separator, value = word.partition("=")
         if not word.startswith("-"):
             words.append(word)
-        elif flag == "--config":
-            config_path = value if separator else next(rest, None)
-            if not config_path:
-                raise ConfigError("--config needs the path of a YAML file")
+        elif flag in FLAGS_WITH_PATH:
+            paths[flag] = value if separator else next(rest, "")
+            if not paths[flag]:
+                raise ConfigError(f"{flag} needs the path of a YAML file")
         elif word in FLAGS or word == "-h":
             switches.add("--help" if word == "-h" else word)
         else:
             raise ConfigError(f"unknown flag {word}; flags are {', '.join(FLAGS)}; all else is key=value")
+    if "--prices" in paths and "--dry-run" not in switches:
+        raise ConfigError("--prices is for estimates; give --dry-run too")
     return CommandLine(
-        config_path, tuple(words), "--print-config" in switches, "--dry-run" in switches, "--help" in switches
+        paths.get("--config"),
+        tuple(words),
+        "--print-config" in switches,
+        "--dry-run" in switches,
+        "--help" in switches,
+        paths.get("--prices"),
     )
 
 
@@ -179,23 +205,81 @@ def _shut_down_after() -> Iterator[None]:
 
 
 def with_progress(
-    rows: Iterable[Row], noun: str, total: int | None, is_failure: Callable[[Row], bool]
+    rows: Iterable[Row], noun: str, total: int | None, is_failure: Callable[[Row], bool], stage: str | None = None
 ) -> Iterator[Row]:
-    """Pass rows through, and print every few seconds: done/total, rate, time left, failures so far.
+    """Pass rows through, print every few seconds: done/total, rate, time left, failures so far; count for Prometheus.
 
     Args:
         total: number of rows, or None if it is not known beforehand.
+        stage: that the rows come from, for the metrics; by default `noun`.
     """
     started = last = time.monotonic()
     failed = 0
-    for done, row in enumerate(rows, start=1):
-        failed += is_failure(row)
-        yield row
-        now = time.monotonic()
-        if now - last >= PROGRESS_EVERY_S or done == total:
-            last, rate = now, done / (now - started)
-            left = f"/{total}  {rate:.1f}/s  {(total - done) / rate:.0f} s left" if total else f"  {rate:.1f}/s"
-            print(f"{noun} {done}{left}  {failed} failed", file=sys.stderr, flush=True)
+    telemetry = StageTelemetry(stage or noun, total, record_metric)
+    try:
+        for done, row in enumerate(rows, start=1):
+            row_failed = is_failure(row)
+            failed += row_failed
+            telemetry.add(row, row_failed)
+            yield row
+            now = time.monotonic()
+            if now - last >= PROGRESS_EVERY_S or done == total:
+                last, rate = now, done / (now - started)
+                left = f"/{total}  {rate:.1f}/s  {(total - done) / rate:.0f} s left" if total else f"  {rate:.1f}/s"
+                tell(f"{noun} {done}{left}  {failed} failed", stage=stage or noun, num_done=done, num_failed=failed)
+                telemetry.tell_progress()
+    finally:
+        telemetry.end()
+
+
+def tell(message: str, **fields: Any) -> None:
+    """Print a line for people; where logs are for machines, a record with these fields."""
+    if wants_json_logs() and is_connected():
+        logging.getLogger("simda").info(message, extra=fields)
+    else:
+        print(message, file=sys.stderr, flush=True)
+
+
+def wants_json_logs() -> bool:
+    """Whether logs are structured: by Ray's own variable, which its workers follow too, and which names the job."""
+    return os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
+
+
+def is_connected() -> bool:
+    """Whether this process is part of a Ray by now; does not import it to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def record_metric(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+    """Hand a value to the Ray that this process is connected to, for Prometheus; nowhere without one."""
+    if not is_connected():
+        return
+    instrument, labels = _instrument(metric), {**_job_labels(), **labels}
+    if metric.kind == "counter":
+        # Ray refuses to add nothing.
+        if value > 0:
+            instrument.inc(value, tags=labels)
+    elif metric.kind == "gauge":
+        instrument.set(value, tags=labels)
+    else:
+        instrument.observe(value, tags=labels)
+
+
+@cache
+def _instrument(metric: Metric) -> Any:
+    from ray.util import metrics
+
+    labels = ("command", "job", "stage", *metric.labels)
+    if metric.kind == "histogram":
+        return metrics.Histogram(metric.name, metric.description, WAIT_BOUNDARIES_S, labels)
+    return {"counter": metrics.Counter, "gauge": metrics.Gauge}[metric.kind](metric.name, metric.description, labels)
+
+
+@cache
+def _job_labels() -> dict[str, str]:
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata", {})
+    return {"command": Path(sys.argv[0]).stem, "job": submitted.get("job_submission_id", "local")}
 
 
 def library_versions() -> dict[str, str]:
@@ -221,7 +305,7 @@ def _usage(config_class: type, run: Callable[..., Any]) -> str:
     script = os.path.relpath(sys.argv[0])
     return "\n".join(
         [
-            f"usage: python {script} [--config FILE] [--print-config] [--dry-run] [key=value ...]",
+            f"usage: python {script} [--config FILE] [--print-config] [--dry-run [--prices FILE]] [key=value ...]",
             "",
             (sys.modules[run.__module__].__doc__ or "").strip(),
             "",

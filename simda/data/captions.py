@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from simda.data.clip_plan import VideoSource
 from simda.data.csv_table import CsvRow, read_csv
-from simda.data.uris import exists, is_local, join_uri, open_uri, read_text
+from simda.data.uris import exists, is_local, join_uri, open_uri, read_text, readable_name
 from simda.errors import InputError
 
 
@@ -65,7 +65,7 @@ def _sidecar_lines(video_uri: str) -> list[str]:
 
 def _match_csv(videos: Sequence[VideoSource], uri: str) -> tuple[dict[str, list[str]], list[str]]:
     table = read_csv(uri, required=("video", "caption"))
-    by_uri = {_key(video.uri): video.uri for video in videos}
+    by_uri = {_key(readable_name(video.uri)): video.uri for video in videos}
     by_name: dict[str, list[str]] = defaultdict(list)
     for key in by_uri:
         by_name[key.rpartition("/")[2]].append(key)

@@ -1,23 +1,27 @@
 """Which videos there are and which clips they are cut into, one row per clip, before anything is decoded.
 
 A clip's id depends on its video's identity (uri, size, version), its span and the preprocessing that follows, so a plan
-made again is the same plan, and a file that was replaced is another video. Captions are matched in `captions.py`;
-lists of videos are read in `video_table.py`.
+made again is the same plan, and a file that was replaced is another video. Captions are matched in `captions.py`, lists
+of videos are read in `video_table.py`, cuts are found in `shots.py`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pyarrow import fs
 
 from simda.data.clip_filter import Rejection
+from simda.data.frame_buckets import Bucket, fitting_buckets
+from simda.data.frame_size import CENTRE, Crop, draw_crop
 from simda.data.schema import derived_id
+from simda.data.shots import Shot
 from simda.data.uris import get_info, is_local, open_uri
 from simda.data.video_index import SAME_TIME_S, VideoInfo
 from simda.errors import ConfigError, InputError
@@ -28,7 +32,9 @@ SUFFIXES = frozenset({
     ".ts", ".webm", ".wmv", ".y4m",
 })
 # fmt: on
+TAR_SUFFIX = ".tar"
 Item = TypeVar("Item")
+Spans = Literal["fixed", "shots", "whole"]
 MISSING = "missing"
 """Version of a video that a list names but that is not there; to probe it fails, which makes a row of the failures."""
 
@@ -65,32 +71,47 @@ class ClipRule:
     """How videos are cut into clips.
 
     Attributes:
-        num_frames: frames of a clip.
+        buckets: sizes and lengths that clips may have; all clips of a span have one size.
         fps: rate at which a clip's frames are sampled from the video.
-        stride_frames: sampled frames from one clip's start to the next one's; None for `num_frames`, end to end.
+        spans: `fixed`, clips follow each other from the start to the end; `shots`, the same within each shot, so that
+            no clip holds a cut; `whole`, one clip, its frames evenly from the start to the end.
+        stride_frames: sampled frames from one clip's start to the next one's; None for a clip's length, end to end.
         max_clips_per_video: None for all; fewer are spread evenly over the video.
         repeat_frames: take videos slower than `fps` too, which shows some of their frames more than once.
+        shot_threshold: see `shots.find_shots`.
+        num_variants: rows of each clip, see `Clip.variant`.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or no bucket.
     """
 
-    num_frames: int
+    buckets: tuple[Bucket, ...]
     fps: float
+    spans: Spans = "fixed"
     stride_frames: int | None = None
     max_clips_per_video: int | None = None
     repeat_frames: bool = False
+    shot_threshold: float = 3.0
+    num_variants: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "fps", "stride_frames", "max_clips_per_video"):
+        for name in ("fps", "stride_frames", "max_clips_per_video", "shot_threshold", "num_variants"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value}: must be above 0")
+        if not self.buckets:
+            raise ConfigError("buckets: there must be at least one")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A span of a video; times in seconds from the video's first frame, `fps` that of its frames as sampled."""
+    """A span of a video, and the bucket that it gets.
+
+    Attributes:
+        start_s, end_s: seconds from the video's first frame.
+        fps: of its frames as sampled.
+        variant: 0 is the middle of its frames; others are crops by chance, from `variant_crop`.
+    """
 
     clip_id: str
     video_uri: str
@@ -99,53 +120,94 @@ class Clip:
     fps: float
     num_frames: int
     caption: str
+    height_px: int
+    width_px: int
+    variant: int = 0
+
+
+class _Cut(NamedTuple):
+    start_s: float
+    fps: float
+    bucket: Bucket
 
 
 def plan_clips(
-    source: VideoSource, info: VideoInfo, rule: ClipRule, span: Span, preprocessing_key: str
+    source: VideoSource,
+    info: VideoInfo,
+    rule: ClipRule,
+    span: Span,
+    preprocessing_key: str,
+    shots: Sequence[Shot] = (),
 ) -> tuple[list[Clip], Rejection | None]:
     """Cut a span of a video into clips.
 
     Args:
         span: with at least one caption; clip i takes caption i modulo their number.
         preprocessing_key: stands for all that is done to a clip's frames afterwards (size, model and its hash).
+        shots: of the video, where the rule asks for them.
 
     Returns:
         The clips in the order of their start, and None; or no clips and the reason why there are none.
     """
     end_s = info.duration_s if span.end_s is None else min(span.end_s, info.duration_s)
-    # The frame sampled at time t is there if the span still lasts at t.
-    num_samples = int(np.ceil((end_s - span.start_s - SAME_TIME_S) * rule.fps))
-    if num_samples < rule.num_frames:
-        return [], Rejection(
-            "too_short",
-            f"{max(end_s - span.start_s, 0):.3f} s give {max(num_samples, 0)} frames at {rule.fps:g} fps, "
-            f"a clip needs {rule.num_frames}",
-        )
-    if info.fps < 0.98 * rule.fps and not rule.repeat_frames:
+    whole = (span.start_s, end_s)
+    parts = [(max(s, span.start_s), min(e, end_s)) for s, e in shots if s < end_s and e > span.start_s] or [whole]
+    # A clip of a whole video may have as many frames as the video.
+    rate = info.fps if rule.spans == "whole" else rule.fps
+    most = max(_num_samples(part, rate) for part in parts)
+    longest = max(bucket.num_frames for bucket in rule.buckets)
+    enough = longest if most and rule.spans == "whole" and rule.repeat_frames else most
+    buckets = fitting_buckets(rule.buckets, info.height_px, info.width_px, enough)
+    if not buckets:
+        what = f"the longest of {len(parts)} shots gives" if shots else f"{max(end_s - span.start_s, 0):.3f} s give"
+        shortest = min(bucket.num_frames for bucket in rule.buckets)
+        return [], Rejection("too_short", f"{what} {most} frames at {rate:g} fps, a clip needs {shortest}")
+    if info.fps < 0.98 * rate and not rule.repeat_frames:
         return [], Rejection(
             "too_slow",
-            f"{info.fps:g} frames per second, clips are sampled at {rule.fps:g}; lower fps, or set "
+            f"{info.fps:g} frames per second, clips are sampled at {rate:g}; lower fps, or set "
             "repeat_frames=true to show frames more than once",
         )
-    starts = range(0, num_samples - rule.num_frames + 1, rule.stride_frames or rule.num_frames)
-    clips = []
-    for number, start in enumerate(spread(starts, rule.max_clips_per_video)):
-        start_s = round(span.start_s + start / rule.fps, 6)
-        end_s = round(span.start_s + (start + rule.num_frames) / rule.fps, 6)
-        clip_id = derived_id(
-            "clip",
-            source.uri,
-            source.size_bytes,
-            source.version,
-            start_s,
-            float(rule.fps),
-            rule.num_frames,
-            preprocessing_key,
-        )
-        caption = span.captions[number % len(span.captions)]
-        clips.append(Clip(clip_id, source.uri, start_s, end_s, float(rule.fps), rule.num_frames, caption))
-    return clips, None
+    if rule.spans == "whole":
+        cuts = [_Cut(span.start_s, buckets[0].num_frames / (end_s - span.start_s), buckets[0])]
+    else:
+        cuts = [cut for part in parts for cut in _cut_part(part, buckets, rule)]
+    chosen = spread(cuts, rule.max_clips_per_video)
+    return [_clip(source, rule, span, preprocessing_key, *numbered) for numbered in enumerate(chosen)], None
+
+
+def _num_samples(part: Shot, fps: float) -> int:
+    """Frames that a part of a video gives: the one at time t is there if the part still lasts at t."""
+    return max(0, int(np.ceil((part[1] - part[0] - SAME_TIME_S) * fps)))
+
+
+def _cut_part(part: Shot, buckets: Sequence[Bucket], rule: ClipRule) -> Iterator[_Cut]:
+    """Clips one after the other, each in the first bucket that it has frames for."""
+    left, first = _num_samples(part, rule.fps), 0
+    while bucket := next((bucket for bucket in buckets if first + bucket.num_frames <= left), None):
+        yield _Cut(part[0] + first / rule.fps, float(rule.fps), bucket)
+        first += rule.stride_frames or bucket.num_frames
+
+
+def _clip(source: VideoSource, rule: ClipRule, span: Span, key: str, number: int, cut: _Cut) -> Clip:
+    start_s, bucket = round(cut.start_s, 6), cut.bucket
+    end_s = round(cut.start_s + bucket.num_frames / cut.fps, 6)
+    clip_id = derived_id("clip", source.uri, source.size_bytes, source.version, start_s, cut.fps, str(bucket), key)
+    caption = span.captions[number % len(span.captions)]
+    return Clip(
+        clip_id, source.uri, start_s, end_s, cut.fps, bucket.num_frames, caption, bucket.height_px, bucket.width_px
+    )
+
+
+def variants_of(clip: Clip, num_variants: int) -> list[Clip]:
+    """The clip itself, and the same span under other ids, whose frames are cut by chance."""
+    others = range(1, num_variants)
+    return [clip, *(replace(clip, clip_id=derived_id("variant", clip.clip_id, i), variant=i) for i in others)]
+
+
+def variant_crop(clip_id: str, variant: int, min_side: float, may_mirror: bool) -> Crop:
+    """How the frames of a clip are cut; it depends on the clip's id alone."""
+    return draw_crop(uuid.UUID(clip_id).int, min_side, may_mirror) if variant else CENTRE
 
 
 def spread(items: Sequence[Item], at_most: int | None) -> list[Item]:
@@ -161,11 +223,11 @@ def clip_times(start_s: float, fps: float, num_frames: int) -> list[float]:
 
 
 def list_videos(uri: str) -> list[VideoSource]:
-    """The videos that `uri` stands for, in the order of their uris.
+    """The videos, and the tar shards of videos, that `uri` stands for, in the order of their uris.
 
     Args:
         uri: a directory (searched to any depth), a pattern such as `videos/**/*.mp4`, or one file; local or `s3://`.
-            Directories and patterns give files with one of `SUFFIXES` only, and none that is hidden.
+            Directories and patterns give files with one of `SUFFIXES` or `.tar` only, and none that is hidden.
 
     Returns:
         At least one video.
@@ -187,7 +249,9 @@ def list_videos(uri: str) -> list[VideoSource]:
     else:
         raise InputError(f"{uri} does not exist; give a directory, a pattern, a list or a video file")
     if not sources:
-        raise InputError(f"no videos in {uri}; files are taken whose names end in {', '.join(sorted(SUFFIXES))}")
+        raise InputError(
+            f"no videos in {uri}; files are taken whose names end in {', '.join(sorted(SUFFIXES))} or {TAR_SUFFIX}"
+        )
     return sorted(set(sources), key=lambda source: source.uri)
 
 
@@ -208,7 +272,7 @@ def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSo
         _source(info, local)
         for info in infos
         if info.type == fs.FileType.File
-        and os.path.splitext(info.base_name)[1].lower() in SUFFIXES
+        and os.path.splitext(info.base_name)[1].lower() in SUFFIXES | {TAR_SUFFIX}
         and not any(part.startswith(".") for part in info.path[len(path) :].split("/"))
     ]
 

@@ -59,6 +59,7 @@ SETTINGS: dict[str, Setting] = {
     "guidance_start": _SHARE,
     "guidance_end": _SHARE,
     "noise_correlation": _SHARE,
+    "timestep_shift": Setting(float, lambda value: 0 < value <= 100, "a number above 0, at most 100"),
 }
 # Columns that have been there from the start count in an id also where they are empty: ids never change.
 NUMBERS_IN_IDS = ("num_frames", "height", "width", "fps", "num_inference_steps", "guidance_scale")

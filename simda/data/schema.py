@@ -78,6 +78,7 @@ LATENTS = TableKind(
         latents_dtype=_TEXT,
         latents_std_=_BYTES,  # the posterior's spread, scaled, same shape and dtype; empty where not kept
         decoder=_TEXT,  # decord | pyav
+        variant_=_COUNT,  # 0: the middle of the frames; from 1: a crop by chance of the same span
         low_res_=_BYTES,  # for an upscaler: uint8 RGB of low resolution, [frames, height, width, 3]; else empty
         low_res_shape_=_SHAPE,
         low_res_dtype_=_TEXT,
@@ -97,6 +98,18 @@ TEXT_EMBEDDINGS = TableKind(
         prompt_embeds_dtype=_TEXT,
     ),
     row_group_rows=32,
+)
+TEXT_TOKENS = TableKind(
+    "text_tokens",
+    "text_tokens",
+    ("caption_id",),
+    _columns(
+        caption_id=_TEXT,  # caption_id(caption)
+        caption=_TEXT,  # joins with latents.caption
+        token_ids=_BYTES,  # [tokens], padded to the tokenizer's length
+        token_ids_shape=_SHAPE,
+        token_ids_dtype=_TEXT,
+    ),
 )
 GENERATED = TableKind(
     "generated",
@@ -151,7 +164,7 @@ METRICS = TableKind(
     _columns(id=_TEXT, metric=_TEXT, value=_REAL, protocol=_TEXT),
 )
 
-TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, GENERATED, FAILURES, FILTERED, METRICS)}
+TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, GENERATED, FAILURES, FILTERED, METRICS)}
 
 
 def build_table(kind: TableKind, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:

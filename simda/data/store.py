@@ -2,7 +2,7 @@
 
     OUTPUT/data/*.parquet      the main table      OUTPUT/videos/...       files that rows point to
     OUTPUT/failures/*.parquet  rows that failed    OUTPUT/config.yaml      the resolved configuration
-    OUTPUT/filtered/*.parquet  rows left out, why
+    OUTPUT/filtered/*.parquet  rows left out, why  OUTPUT/_lock.json       while a run is at work here
     OUTPUT/_run.json           what the run is     OUTPUT/_manifest.json   written last: complete
 
 Any number of processes may write shards at once: a shard's name is a hash of its rows' ids and its provenance, so work
@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from simda.data import run_lock
 from simda.data.schema import FAILURES, LIBRARIES, TableKind, describe_differences, read_provenance
 from simda.data.uris import TEMPORARY_PREFIX, get_info, is_local, join_uri, open_uri, read_bytes, write_bytes
 from simda.errors import ConfigError, InputError, ModelMismatchError
@@ -61,7 +62,8 @@ class OutputStore:
             return False
         if get_info(filesystem, f"{path}/{RUN_FILE}", self.uri).type == fs.FileType.NotFound:
             entries = sorted(info.base_name for info in filesystem.get_file_info(fs.FileSelector(path)))
-            foreign = [name for name in entries if name and not name.startswith(TEMPORARY_PREFIX)]
+            ours = (TEMPORARY_PREFIX, run_lock.LOCK_FILE)
+            foreign = [name for name in entries if name and not name.startswith(ours)]
             if foreign:
                 raise ConfigError(
                     f"output={self.uri} holds files that are not a run's ({', '.join(foreign[:5])}"
@@ -80,6 +82,8 @@ class OutputStore:
     def claim(self, run_key: Mapping[str, Any], config_yaml: str) -> bool:
         """Make this directory the run's, or find that it already is; writes `config.yaml` either way.
 
+        It is locked from here on, until the command ends (`run_lock.release_all`).
+
         Args:
             run_key: everything that decides the content (JSON-like; nested dictionaries may be used). The same key
                 later goes on with the work, another is refused.
@@ -89,8 +93,11 @@ class OutputStore:
             True to go on with earlier work, False to start.
 
         Raises:
-            ConfigError: as `check_claim`.
+            ConfigError: as `check_claim`, or another run is at work here.
+            StorageError: it cannot be written to.
         """
+        self.check_claim(run_key)
+        run_lock.hold(self.uri, str(run_key.get("command", "a run")))
         resumes = self.check_claim(run_key)
         if resumes:
             self._remove_abandoned()
@@ -244,6 +251,11 @@ class OutputStore:
         with open(local_path, "rb") as file:
             write_bytes(self.uri_of(relative), file.read())
         return relative
+
+    def size_of(self, relative: str) -> int:
+        """Bytes of a file of this output, 0 if it is not there."""
+        filesystem, path = open_uri(self.uri_of(relative))
+        return get_info(filesystem, path, self.uri).size or 0
 
     def delete_file(self, relative: str) -> None:
         """Delete a file if it is there."""

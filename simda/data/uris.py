@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from simda.errors import InputError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 S3_ATTEMPTS = 10
+MEMBER = re.compile(r"(?P<file>.+\.tar)!/(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
+"""A file within a tar file, and where its bytes are: `shard.tar!/name.mp4@OFFSET+SIZE`."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +62,7 @@ def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> fs.
         try:
             region = fs.resolve_s3_region(bucket)
         except OSError as error:
-            raise InputError(f"s3://{bucket}: {_reason(error)}; check the bucket's name and set AWS_REGION") from None
+            raise InputError(f"s3://{bucket}: {reason_of(error)}; check the bucket's name and set AWS_REGION") from None
     return fs.S3FileSystem(region=region, retry_strategy=retry)
 
 
@@ -95,7 +98,7 @@ def get_info(filesystem: fs.FileSystem, path: str, uri: str) -> fs.FileInfo:
         return filesystem.get_file_info(path)
     except OSError as error:
         raise InputError(
-            f"{uri} cannot be reached: {_reason(error)}; check the path, and for S3 the AWS_* variables"
+            f"{uri} cannot be reached: {reason_of(error)}; check the path, and for S3 the AWS_* variables"
         ) from None
 
 
@@ -114,7 +117,7 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_stream(path, compression=None) as stream:
             return stream.read()
     except OSError as error:
-        raise InputError(f"{uri} cannot be read: {_reason(error)}") from None
+        raise InputError(f"{uri} cannot be read: {reason_of(error)}") from None
 
 
 def read_text(uri: str) -> str:
@@ -147,7 +150,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
                 stream.write(data)
     except OSError as error:
         raise StorageError(
-            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+            f"{uri} cannot be written: {reason_of(error)}; free or repair the storage and run the same command again"
         ) from error
 
 
@@ -183,7 +186,7 @@ def storage_faults(uri: str) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise StorageError(
-            f"{uri} cannot be written: {_reason(error)}; free or repair the storage and run the same command again"
+            f"{uri} cannot be written: {reason_of(error)}; free or repair the storage and run the same command again"
         ) from error
 
 
@@ -195,6 +198,17 @@ def _flush(path: str) -> None:
         os.close(descriptor)
 
 
+def member_uri(uri: str, name: str, offset: int, size: int) -> str:
+    """The URI of a file within a tar file, whose `size` bytes begin at `offset`; `local_copy` reads it."""
+    return f"{uri}!/{name}@{offset}+{size}"
+
+
+def readable_name(uri: str) -> str:
+    """`uri` without the place of its bytes, if it is a file within a tar file; to compare and to show."""
+    member = MEMBER.fullmatch(uri)
+    return f"{member['file']}!/{member['name']}" if member else uri
+
+
 @contextmanager
 def local_copy(uri: str) -> Iterator[str]:
     """A local path with the content of `uri`: the file itself, or a temporary copy for the length of the block.
@@ -202,6 +216,13 @@ def local_copy(uri: str) -> Iterator[str]:
     Raises:
         InputError: missing or not readable.
     """
+    if member := MEMBER.fullmatch(uri):
+        with tempfile.TemporaryDirectory(prefix="simda-") as folder:
+            # Of its name only the ending, which decoders look at: a member may be called anything.
+            copy = Path(folder) / f"member{os.path.splitext(member['name'])[1]}"
+            copy.write_bytes(_read_range(member["file"], int(member["offset"]), int(member["size"])))
+            yield str(copy)
+        return
     if is_local(uri):
         yield open_uri(uri)[1]
         return
@@ -211,5 +232,24 @@ def local_copy(uri: str) -> Iterator[str]:
         yield str(copy)
 
 
-def _reason(error: OSError) -> str:
+def _read_range(uri: str, offset: int, size: int) -> bytes:
+    """Some bytes of a file.
+
+    Raises:
+        InputError: missing, not readable, or shorter.
+    """
+    filesystem, path = open_uri(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise InputError(f"{uri} cannot be read: {reason_of(error)}") from None
+    if len(data) != size:
+        raise InputError(f"{uri} ends before byte {offset + size}; it was changed, write it again and plan anew")
+    return data
+
+
+def reason_of(error: OSError) -> str:
+    """The words of an error, on one line."""
     return error.strerror or str(error).splitlines()[0]

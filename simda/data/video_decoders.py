@@ -112,6 +112,18 @@ def decode_with_pyav(path: str, index: VideoIndex, numbers: Sequence[int]) -> It
         raise VideoError(f"{path}: the frame at {at_s:.3f} s is damaged or missing; the file is probably cut off")
 
 
+def decode_small(path: str, index: VideoIndex, width_px: int) -> Iterator[tuple[int, np.ndarray]]:
+    """All frames as they are stored, scaled down to a width.
+
+    Yields:
+        (frame number, uint8 BGR [height, width, 3]).
+    """
+    height, width = index.stored_size_px
+    small = {"width": min(width, width_px), "height": max(1, round(height * min(width_px / width, 1)))}
+    for number, frame in _frames_from(path, index, 0):
+        yield number, frame.to_ndarray(format="bgr24", **small)
+
+
 def _frames_from(path: str, index: VideoIndex, first: int) -> Iterator[tuple[int, Any]]:
     """Decoded frames with their numbers, from `first` or earlier to the end."""
     if first > 0 and index.timed_packets:

@@ -1,7 +1,7 @@
 """The videos of a dataset with their captions, however they are given: files with captions beside them, or a list.
 
-Files are found by `clip_plan.py`, lists are read by `video_table.py`, captions are matched by `captions.py`; here is
-which of them it takes.
+Files are found by `clip_plan.py`, tar shards are opened by `tar_shards.py`, lists are read by `video_table.py`,
+captions are matched by `captions.py`; here is which of them it takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from simda.data.captions import match_captions
 from simda.data.clip_plan import Span, VideoSource, list_videos
 from simda.data.record_list import RECORD_SUFFIXES
+from simda.data.tar_shards import is_shard, list_shards
 from simda.data.video_table import TableLayout, is_video_table, read_video_table
 from simda.errors import ConfigError, InputError
 
@@ -57,8 +58,12 @@ def find_video_inputs(
     """
     sources, spans, strays = _list_sources(videos, captions, layout, root)
     if spans is None:
-        match = match_captions(sources, captions)
-        spans = {uri: (Span(found),) for uri, found in match.captions.items()}
+        sources, in_shards, faults = _open_shards(sources)
+        strays += faults
+        beside = sources if captions else [source for source in sources if source.uri not in in_shards]
+        match = match_captions(beside, captions)
+        texts = match.captions if captions else in_shards | match.captions
+        spans = {uri: (Span(found),) for uri, found in texts.items()}
         absent = f"{captions}: no such video in {videos}"
         strays += [Stray(name, "match_captions", absent) for name in match.absent_videos]
     if not any(span.captions for of_video in spans.values() for span in of_video):
@@ -68,6 +73,30 @@ def find_video_inputs(
             + (f"; it names {', '.join(stray.name for stray in strays[:3])}" if strays else "")
         )
     return VideoInputs(sources, spans, tuple(strays))
+
+
+def _open_shards(
+    files: Sequence[VideoSource],
+) -> tuple[list[VideoSource], dict[str, tuple[str, ...]], list[Stray]]:
+    """The videos, those within tar shards in the places of their shards; the captions of these; and bad members.
+
+    Raises:
+        InputError: there were shards only, and no video in them.
+    """
+    shards = [file.uri for file in files if is_shard(file.uri)]
+    listings = dict(zip(shards, list_shards(shards), strict=True))
+    captions = {source.uri: texts for listing in listings.values() for source, texts in listing.videos if texts}
+    strays = [Stray(name, "list_videos", message) for each in listings.values() for name, message in each.faults]
+    sources = [
+        source
+        for file in files
+        for source in ([found for found, _ in listings[file.uri].videos] if file.uri in listings else [file])
+    ]
+    if not sources:
+        raise InputError(
+            "no videos in the tar shards:\n  " + "\n  ".join(f"{s.name}: {s.message}" for s in strays[:20])
+        )
+    return sources, captions, strays
 
 
 def _list_sources(

@@ -1,4 +1,5 @@
-"""Video files as arrays and back: `probe`, `read_frames`, `write_video`, `write_lossless`, `read_video_metadata`.
+"""Video files as arrays and back: `probe`, `survey`, `read_frames`, `write_video`, `write_lossless`,
+`read_video_metadata`.
 
 Frames are uint8 RGB, [frames, height, width, 3]; times are seconds from a video's first frame. Whatever is wrong with a
 file is a `VideoError` with its path and the reason. How frames are found and decoded is told in `video_index.py` and
@@ -13,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from simda.data.frame_size import fit_frame
+from simda.data.frame_size import CENTRE, Crop, fit_frame
+from simda.data.shots import Shot, find_shots
 from simda.data.uris import FULL, local_copy, storage_faults, whole_file
 from simda.data.video_decoders import decode_with_decord, decode_with_pyav, frame_numbers, suits_decord
 from simda.data.video_index import VISIBLE_SIZE, VideoInfo, decoder_faults, index_video
@@ -62,28 +64,51 @@ def probe(uri: str) -> VideoInfo:
         return index_video(path).info
 
 
-def probe_with_hash(uri: str) -> tuple[VideoInfo, str]:
-    """As `probe`, and a hash of the file's bytes.
+class VideoSurvey(NamedTuple):
+    """What planning asks of a video.
+
+    Attributes:
+        content_hash: of the file's bytes; empty if it was not asked for.
+        shots: empty if they were not asked for.
+    """
+
+    info: VideoInfo
+    content_hash: str
+    shots: list[Shot]
+
+
+def survey(uri: str, hashed: bool = False, shot_threshold: float | None = None) -> VideoSurvey:
+    """As `probe`, with a hash of the file's bytes and with the shots of the video, if they are asked for.
+
+    Args:
+        shot_threshold: see `find_shots`; None to look for none.
 
     Raises:
         VideoError: as `probe`.
     """
     with _video_file(uri) as path:
-        info = index_video(path).info
-        with decoder_faults(path), open(path, "rb") as file:
-            return info, hashlib.file_digest(file, "sha256").hexdigest()
+        index = index_video(path)
+        with decoder_faults(path):
+            content_hash = _hash_file(path) if hashed else ""
+            shots = [] if shot_threshold is None else find_shots(path, index, shot_threshold)
+    return VideoSurvey(index.info, content_hash, shots)
 
 
 def read_frames(
-    uri: str, times_s: Sequence[float], height_px: int | None = None, width_px: int | None = None
+    uri: str,
+    times_s: Sequence[float],
+    height_px: int | None = None,
+    width_px: int | None = None,
+    crop: Crop = CENTRE,
 ) -> tuple[np.ndarray, str]:
     """The frames that are on the screen at given times, upright, with square pixels.
 
     Args:
         uri: local path, `file://` or `s3://`.
         times_s: seconds from the first frame, in any order; at each, the last frame that began at or before it.
-        height_px: of the result; scaled to cover it, then cut evenly on both sides. None for the video's own.
+        height_px: of the result; scaled to cover it, then cut as `crop` says. None for the video's own.
         width_px: as `height_px`.
+        crop: the same for all frames.
 
     Returns:
         uint8 RGB [len(times_s), height, width, 3], and the decoder that was used, "decord" or "pyav".
@@ -101,7 +126,7 @@ def read_frames(
             pictures = decode_with_decord(path, index, numbers) if suits_decord(index) else None
             decoder = "pyav" if pictures is None else "decord"
             decoded = decode_with_pyav(path, index, numbers) if pictures is None else pictures.items()
-            fitted = {number: fit_frame(picture, height, width, aspect) for number, picture in decoded}
+            fitted = {number: fit_frame(picture, height, width, aspect, crop) for number, picture in decoded}
     frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
     for place, number in enumerate(numbers):
         frames[place] = fitted[number]
@@ -177,6 +202,11 @@ def _video_file(uri: str) -> Iterator[str]:
             yield path
     except InputError as error:
         raise VideoError(str(error).replace(path, uri)) from None
+
+
+def _hash_file(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_frames(frames: np.ndarray, path: str, fps: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simda.errors import ConfigError
 
 HOOK = "feature_reuse"
-Network = Callable[[Tensor], Tensor]
+Network = Callable[..., Tensor]
 
 
 @dataclass
@@ -72,11 +72,11 @@ class FeatureReuse:
         """
         num_calls = 0
 
-        def called(latents: Tensor) -> Tensor:
+        def called(*args: Any) -> Tensor:
             nonlocal num_calls
             self._call, num_calls = (kind, num_calls), num_calls + 1
             self._is_full = step % self.interval == 0
-            return network(latents)
+            return network(*args)
 
         stale = [key for key in self._features if key[0] != kind]
         for key in stale:

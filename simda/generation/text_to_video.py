@@ -28,7 +28,13 @@ from simda.generation.guidance import Guidance
 from simda.generation.loras import fuse_loras
 from simda.generation.windows import Windows
 from simda.models.adapter_state import AdapterHeader, load_adapter
-from simda.models.autoencoder import Autoencoder, check_frame_size, decode_latents, spatial_factor
+from simda.models.autoencoder import (
+    FRAMES_PER_DECODE,
+    Autoencoder,
+    check_frame_size,
+    decode_latents,
+    spatial_factor,
+)
 from simda.models.base_models import check_finetune, check_is_upscaler, load_base_model, unet_identity
 from simda.models.clip_noise import draw_clip_noise
 from simda.models.text_attention import TextCache
@@ -52,6 +58,19 @@ class TextToVideoOutput(BaseOutput):
     """
 
     frames: np.ndarray | Tensor | list[list[PIL.Image.Image]]
+
+
+class _Pass:
+    """Texts that go through the network together in every step, with all clips once or once for each half."""
+
+    def __init__(self, embeds: Tensor, keeps_projections: bool) -> None:
+        self._embeds = embeds
+        self._cache: TextCache | None = {} if keeps_projections else None
+
+    def predict(self, network: Callable[..., Tensor], windows: Windows, latents: Tensor) -> Tensor:
+        """What the network says of the latents under each of the texts."""
+        under_texts = torch.cat([latents] * (len(self._embeds) // len(latents)))
+        return windows.predict(partial(network, self._embeds, self._cache), under_texts)
 
 
 class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
@@ -120,6 +139,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
@@ -133,6 +153,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         window_frames: int = 0,
         window_overlap: int = 0,
         reuse_interval: int = 1,
+        guidance_in_one_pass: bool = True,
+        text_cache: bool = True,
+        frames_per_decode: int = FRAMES_PER_DECODE,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -144,6 +167,8 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             height: pixels; by default those of `latents`, or the size that the base was trained for.
             width: as `height`.
             num_inference_steps: denoising steps.
+            timesteps: those to denoise at, falling, for schedulers that take them; in the place of
+                `num_inference_steps`.
             guidance_scale: weight of the prompt against `negative_prompt`; 1 or less goes without guidance.
             negative_prompt: one for all, or one per prompt; by default the null prompt.
             eta: noise added at each step, for schedulers that know it (DDIM): 0 none, 1 as DDPM.
@@ -159,6 +184,11 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             window_frames: of longer clips, the frames that go through the network at once, see `windows.py`; 0 for all.
             window_overlap: frames that neighbouring windows share at least.
             reuse_interval: every how many steps the inner blocks are computed, see `feature_reuse.py`; 1 for each.
+            guidance_in_one_pass: send both halves of guidance through the network together; one after the other takes
+                half the memory and gives the same clips, within rounding.
+            text_cache: keep what the network projects of the texts from one step to the next; without, the same clips
+                take longer and less memory.
+            frames_per_decode: frames that go through the autoencoder at once; less takes less memory.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ...})` after each step; may
                 return a dictionary with other `latents`.
 
@@ -170,7 +200,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         guidance = Guidance(guidance_scale, guidance_rescale, *guidance_interval)
         num_clips = len(prompts) if prompt_embeds is None else len(prompt_embeds)
         negatives = self._negatives(negative_prompt, num_clips)
-        self._check(num_clips, num_frames, height, width, num_inference_steps, generator, output_type)
+        self._check(
+            num_clips, num_frames, height, width, num_inference_steps, generator, output_type, frames_per_decode
+        )
         self._check_embeds(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance)
         self._check_noise(noise_correlation, latents)
         windows, reuse = Windows(window_frames, window_overlap), FeatureReuse(reuse_interval)
@@ -178,27 +210,25 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         step_settings = self._step_settings(eta, generator)
 
         device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        guided_steps = [guidance.is_on(index, len(timesteps)) for index in range(len(timesteps))]
+        step_times = self._set_timesteps(num_inference_steps, timesteps, device)
+        guided_steps = [guidance.is_on(index, len(step_times)) for index in range(len(step_times))]
         if prompt_embeds is None:
             prompt_embeds = self.encode_prompts(prompts)
             negative_prompt_embeds = self.encode_prompts(negatives) if any(guided_steps) else None
         # The prompts' own stand last, for the steps without guidance.
-        embeds = torch.cat([part for part in (negative_prompt_embeds, prompt_embeds) if part is not None])
-        embeds = embeds.to(device, self.unet.dtype)
+        texts = [
+            part.to(device, self.unet.dtype) for part in (negative_prompt_embeds, prompt_embeds) if part is not None
+        ]
+        halves = [torch.cat(texts)] if guidance_in_one_pass else texts
+        passes = {True: [_Pass(half, text_cache) for half in halves], False: [_Pass(texts[-1], text_cache)]}
         latents = self._initial_latents(latents, shape, noise_correlation, generator)
 
-        # Of guided and of other steps, which read other texts.
-        text_caches: dict[bool, TextCache] = {True: {}, False: {}}
         with reuse.on(self.unet):
-            for index, timestep in enumerate(self.progress_bar(timesteps)):
+            for index, timestep in enumerate(self.progress_bar(step_times)):
                 guided = guided_steps[index]
+                network = reuse.in_step(partial(self._predict, timestep), index, guided)
                 model_input = self.scheduler.scale_model_input(latents, timestep)
-                # Both halves in one pass.
-                model_input = torch.cat([model_input, model_input]) if guided else model_input
-                network = partial(self._predict, timestep, embeds[-len(model_input) :], text_caches[guided])
-                predicted = windows.predict(reuse.in_step(network, index, guided), model_input)
+                predicted = torch.cat([each.predict(network, windows, model_input) for each in passes[guided]])
                 if guided:
                     predicted = guidance.combine(*predicted.chunk(2))
                 latents = self.scheduler.step(predicted, timestep, latents, **step_settings).prev_sample
@@ -207,7 +237,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     latents = changed.get("latents", latents)
 
         self.maybe_free_model_hooks()
-        frames = self._finish(latents, output_type)
+        frames = self._finish(latents, output_type, frames_per_decode)
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -220,7 +250,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         }
         return torch.cat([distinct[prompt] for prompt in prompts])
 
-    def _predict(self, timestep: Tensor, embeds: Tensor, text_cache: TextCache, noisy: Tensor) -> Tensor:
+    def _predict(self, timestep: Tensor, embeds: Tensor, text_cache: TextCache | None, noisy: Tensor) -> Tensor:
         steps = timestep.expand(len(noisy))
         return predict(self.unet, noisy.to(self.unet.dtype), steps, embeds, text_cache).float()
 
@@ -252,12 +282,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         num_inference_steps: int,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         output_type: str,
+        frames_per_decode: int,
     ) -> None:
         check_frame_size(self.vae, height, width)
         if not num_clips:
             raise ConfigError("no prompt; give at least one")
-        if num_frames < 1 or num_inference_steps < 1:
-            raise ConfigError(f"num_frames={num_frames}, num_inference_steps={num_inference_steps}: both start at 1")
+        if min(num_frames, num_inference_steps, frames_per_decode) < 1:
+            raise ConfigError(
+                f"num_frames={num_frames}, num_inference_steps={num_inference_steps}, "
+                f"frames_per_decode={frames_per_decode}: all start at 1"
+            )
         if isinstance(generator, Sequence) and len(generator) != num_clips:
             raise ConfigError(f"{len(generator)} generators for {num_clips} prompts; give one, or one per prompt")
         if output_type not in ("np", "pt", "pil", "latent"):
@@ -315,6 +349,16 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents = draw_clip_noise(draw, shape, noise_correlation)
         return latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
 
+    def _set_timesteps(self, num_inference_steps: int, timesteps: Sequence[int] | None, device: torch.device) -> Tensor:
+        """The timesteps of this call, [steps]."""
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            return self.scheduler.timesteps
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ConfigError(f"timesteps: {type(self.scheduler).__name__} chooses its own; use DDPMScheduler, or none")
+        self.scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+        return self.scheduler.timesteps
+
     def _step_settings(
         self, eta: float, generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> dict[str, Any]:
@@ -329,8 +373,12 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             settings["generator"] = list(generator) if isinstance(generator, Sequence) else generator
         return settings
 
-    def _finish(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
-        return self._as_output(latents if output_type == "latent" else decode_latents(self.vae, latents), output_type)
+    def _finish(
+        self, latents: Tensor, output_type: str, frames_per_decode: int
+    ) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        decodes = output_type != "latent"
+        result = decode_latents(self.vae, latents, frames_per_decode) if decodes else latents
+        return self._as_output(result, output_type)
 
     def _as_output(self, result: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
         """Latents, or decoded frames, as they were asked for."""

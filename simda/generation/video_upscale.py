@@ -34,6 +34,8 @@ from simda.models.text_attention import TextCache
 from simda.models.video_unet import predict
 
 Frames = np.ndarray | Tensor | Sequence[PIL.Image.Image]
+FRAMES_PER_DECODE = 4
+"""Fewer than `TextToVideoPipeline` takes, since frames are sixteen times as large."""
 
 
 class VideoUpscalePipeline(TextToVideoPipeline):
@@ -102,6 +104,7 @@ class VideoUpscalePipeline(TextToVideoPipeline):
         window_frames: int = 0,
         window_overlap: int = 0,
         correct_colours: bool = True,
+        frames_per_decode: int = FRAMES_PER_DECODE,
         output_type: OutputType = "np",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -125,6 +128,7 @@ class VideoUpscalePipeline(TextToVideoPipeline):
             window_frames: frames that go through the network at once; 0 for all.
             window_overlap: frames that neighbouring windows share at least.
             correct_colours: whether the coarse structure is taken from the source, see `colours.py`.
+            frames_per_decode: frames that go through the autoencoder at once; less takes less memory.
             callback_on_step_end: as `TextToVideoPipeline`'s.
 
         Returns:
@@ -137,7 +141,8 @@ class VideoUpscalePipeline(TextToVideoPipeline):
         num_clips, num_frames, height, width = source.shape[:4]
         prompts = self._prompts(prompt, num_clips)
         negatives = self._negatives(negative_prompt, num_clips)
-        self._check(num_clips, num_frames, height * SCALE, width * SCALE, num_inference_steps, generator, output_type)
+        size = (num_frames, height * SCALE, width * SCALE)
+        self._check(num_clips, *size, num_inference_steps, generator, output_type, frames_per_decode)
         self._check_noise(noise_correlation, latents)
         if not 0 <= noise_level <= self.config.max_noise_level:
             raise ConfigError(f"noise_level={noise_level}; this model knows 0 to {self.config.max_noise_level}")
@@ -165,7 +170,9 @@ class VideoUpscalePipeline(TextToVideoPipeline):
                 changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
                 latents = changed.get("latents", latents)
 
-        result = latents if output_type == "latent" else self.decode(latents, source, tiles, correct_colours)
+        result = latents
+        if output_type != "latent":
+            result = self.decode(latents, source, tiles, correct_colours, frames_per_decode)
         self.maybe_free_model_hooks()
         upscaled = self._as_output(result, output_type)
         return TextToVideoOutput(frames=upscaled) if return_dict else (upscaled,)
@@ -177,6 +184,7 @@ class VideoUpscalePipeline(TextToVideoPipeline):
         source: Float[Tensor, "b f h w 3"],
         tiles: Tiles,
         correct_colours: bool = True,
+        frames_per_decode: int = FRAMES_PER_DECODE,
     ) -> Float[Tensor, "b f h4 w4 3"]:
         """RGB frames in 0..1 of latents, in the colours of their source."""
         if tiles.size_px:
@@ -186,7 +194,7 @@ class VideoUpscalePipeline(TextToVideoPipeline):
             self.vae.tile_overlap_factor = tiles.overlap_px / tiles.size_px
         else:
             self.vae.disable_tiling()
-        decoded = decode_latents(self.vae, latents, frames_per_pass=4)
+        decoded = decode_latents(self.vae, latents, frames_per_decode)
         return keep_colours(decoded, source) if correct_colours else decoded
 
     def tiles(self, tile_px: int | None = None, tile_overlap_px: int | None = None) -> Tiles:

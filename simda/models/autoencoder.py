@@ -17,6 +17,9 @@ from simda.errors import ConfigError
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 
+FRAMES_PER_DECODE = 16
+"""Frames that go through the decoder at once, unless something else is asked for."""
+
 
 def spatial_factor(vae: Autoencoder) -> int:
     """Pixels per latent in each direction."""
@@ -25,13 +28,15 @@ def spatial_factor(vae: Autoencoder) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def describe_autoencoder(vae: Autoencoder, height_px: int, width_px: int) -> dict[str, float]:
-    """What a table of latents records of it: the scaling factor, and the number of latent values of a frame."""
+def describe_autoencoder(vae: Autoencoder) -> dict[str, float]:
+    """What a table of latents records of it beside its identity: the scaling factor."""
+    return {"scaling_factor": float(vae.config.scaling_factor)}
+
+
+def num_values(vae: Autoencoder, height_px: int, width_px: int, num_frames: int) -> int:
+    """Latent values of a clip."""
     factor = spatial_factor(vae)
-    return {
-        "scaling_factor": float(vae.config.scaling_factor),
-        "values_per_frame": vae.config.latent_channels * (height_px // factor) * (width_px // factor),
-    }
+    return vae.config.latent_channels * num_frames * (height_px // factor) * (width_px // factor)
 
 
 def check_frame_size(vae: Autoencoder, height_px: int, width_px: int) -> None:
@@ -48,6 +53,16 @@ def check_frame_size(vae: Autoencoder, height_px: int, width_px: int) -> None:
         )
 
 
+def check_has_spread(vae: Autoencoder) -> None:
+    """Refuse autoencoders without a posterior.
+
+    Raises:
+        ConfigError: it maps a frame to one point.
+    """
+    if isinstance(vae, AutoencoderTiny):
+        raise ConfigError("AutoencoderTiny has no posterior, so there is no spread to keep; set keep_spread=false")
+
+
 @torch.no_grad()
 def encode_frames(
     vae: Autoencoder, frames: UInt8[Tensor, "b f h w 3"], frames_per_pass: int = 16
@@ -62,20 +77,49 @@ def encode_frames(
         ConfigError: the frames' size does not fit.
     """
     check_frame_size(vae, frames.shape[2], frames.shape[3])
-    pixels = rearrange(frames, "b f h w c -> (b f) c h w").to(vae.device, vae.dtype) / 127.5 - 1
-    latents = torch.cat([_posterior_mean(vae, part) for part in pixels.split(frames_per_pass)])
+    latents = torch.cat([_posterior_mean(vae, part) for part in _pixels(vae, frames).split(frames_per_pass)])
     return rearrange(_scale(vae, latents), "(b f) c h w -> b c f h w", b=len(frames))
 
 
 @torch.no_grad()
+def encode_frames_with_spread(
+    vae: Autoencoder, frames: UInt8[Tensor, "b f h w 3"], frames_per_pass: int = 16
+) -> tuple[Float[Tensor, "b c f lh lw"], Float[Tensor, "b c f lh lw"]]:
+    """As `encode_frames`, and the posterior's standard deviation on the same scale.
+
+    mean + spread * standard normal noise is a draw from the posterior.
+
+    Raises:
+        ConfigError: as `encode_frames`, or the autoencoder has no posterior.
+    """
+    check_frame_size(vae, frames.shape[2], frames.shape[3])
+    check_has_spread(vae)
+    posteriors = [vae.encode(part).latent_dist for part in _pixels(vae, frames).split(frames_per_pass)]
+    means, spreads = (torch.cat(parts) for parts in zip(*((p.mode(), p.std) for p in posteriors), strict=True))
+    fold = "(b f) c h w -> b c f h w"
+    return (
+        rearrange(_scale(vae, means), fold, b=len(frames)),
+        rearrange(spreads * vae.config.scaling_factor, fold, b=len(frames)),
+    )
+
+
+@torch.no_grad()
 def decode_latents(
-    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = 16
+    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = FRAMES_PER_DECODE
 ) -> Float[Tensor, "b f h w 3"]:
-    """RGB frames in 0..1, float32, from scaled latents."""
+    """RGB frames in 0..1, float32, from scaled latents.
+
+    Args:
+        frames_per_pass: frames that go through the decoder at once; less takes less memory, with the same result.
+    """
     raw = _unscale(vae, rearrange(latents, "b c f h w -> (b f) c h w").to(vae.device, vae.dtype))
     frames = torch.cat([vae.decode(part).sample for part in raw.split(frames_per_pass)])
     unit = (frames.float() / 2 + 0.5).clamp(0, 1)
     return rearrange(unit, "(b f) c h w -> b f h w c", b=len(latents))
+
+
+def _pixels(vae: Autoencoder, frames: Tensor) -> Tensor:
+    return rearrange(frames, "b f h w c -> (b f) c h w").to(vae.device, vae.dtype) / 127.5 - 1
 
 
 def _posterior_mean(vae: Autoencoder, pixels: Tensor) -> Tensor:

@@ -123,31 +123,56 @@ def load_unet(
     """The base model's denoiser alone, frozen, its convolutions in the memory format that is fastest for them."""
     path = resolve_base_model(base_model)
     with _told_as_input(base_model):
-        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
     return unet.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def load_autoencoder(
-    base_model: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    base_model: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    autoencoder: str | None = None,
 ) -> Autoencoder:
-    """The base model's autoencoder alone."""
-    path = resolve_base_model(base_model)
-    kind = AUTOENCODERS[_read_config(base_model, path / "vae" / "config.json")["_class_name"]]
-    with _told_as_input(base_model):
-        vae = kind.from_pretrained(path, subfolder="vae", torch_dtype=dtype)
+    """The base model's autoencoder alone, or another one.
+
+    Args:
+        autoencoder: the diffusers directory of an autoencoder to load in its place.
+
+    Raises:
+        InputError: as `resolve_base_model`, or there is no autoencoder in the directory.
+    """
+    folder = autoencoder_folder(base_model, autoencoder)
+    kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
+    with _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"):
+        vae = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
-def autoencoder_architecture(base_model: str) -> Autoencoder:
-    """The base model's autoencoder without its weights, for what follows from its configuration alone.
+def autoencoder_architecture(base_model: str, autoencoder: str | None = None) -> Autoencoder:
+    """As `load_autoencoder` without the weights, for what follows from the configuration alone."""
+    folder = autoencoder_folder(base_model, autoencoder)
+    kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
+    with _told_as_input(autoencoder or base_model), torch.device("meta"):
+        return kind.from_config(kind.load_config(folder))
+
+
+def autoencoder_folder(base_model: str, autoencoder: str | None = None) -> Path:
+    """The directory of the autoencoder that is used: the base model's, or the one that is given.
 
     Raises:
-        InputError: as `resolve_base_model`.
+        InputError: as `load_autoencoder`.
     """
-    folder = resolve_base_model(base_model) / "vae"
-    kind = AUTOENCODERS[_read_config(base_model, folder / "config.json")["_class_name"]]
-    with _told_as_input(base_model), torch.device("meta"):
-        return kind.from_config(kind.load_config(folder))
+    if autoencoder is None:
+        return resolve_base_model(base_model) / "vae"
+    folder = Path(autoencoder)
+    if not folder.is_dir():
+        raise InputError(f"autoencoder={autoencoder} is no directory; give one with a config.json and its weights")
+    found = _read_config(autoencoder, folder / "config.json").get("_class_name")
+    if found not in AUTOENCODERS:
+        raise InputError(f"autoencoder={autoencoder} is {found}; known are {', '.join(AUTOENCODERS)}")
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise InputError(f"autoencoder={autoencoder} has no weights (*.safetensors or *.bin)")
+    return folder
 
 
 def denoiser_architecture(base_model: str) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -168,9 +193,15 @@ def load_text_parts(
     """The base model's tokenizer and text encoder alone."""
     path = resolve_base_model(base_model)
     with _told_as_input(base_model):
-        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
     return TextParts(tokenizer, text_encoder.to(device).requires_grad_(False).eval())
+
+
+def load_tokenizer(base_model: str) -> CLIPTokenizer:
+    """The base model's tokenizer alone."""
+    with _told_as_input(base_model):
+        return CLIPTokenizer.from_pretrained(resolve_base_model(base_model), subfolder="tokenizer")
 
 
 def is_upscaler_model(base_model: str) -> bool:
@@ -233,9 +264,9 @@ def unet_identity(base_model: str) -> str:
     return _identity(resolve_base_model(base_model), ("unet",))
 
 
-def autoencoder_identity(base_model: str) -> str:
+def autoencoder_identity(base_model: str, autoencoder: str | None = None) -> str:
     """Which autoencoder it is: what latents belong to."""
-    return _identity(resolve_base_model(base_model), ("vae",))
+    return _identity(autoencoder_folder(base_model, autoencoder), ("",))
 
 
 def text_identity(base_model: str) -> str:
@@ -273,12 +304,12 @@ def _read_config(base_model: str, file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _told_as_input(base_model: str) -> Iterator[None]:
+def _told_as_input(name: str, setting: str = "base_model") -> Iterator[None]:
     # What the libraries raise for files that are missing or cut off.
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise InputError(f"base_model={base_model} cannot be read: {error}; fetch or copy it again") from None
+        raise InputError(f"{setting}={name} cannot be read: {error}; fetch or copy it again") from None
 
 
 def _identity(path: Path, parts: tuple[str, ...]) -> str:
@@ -287,7 +318,7 @@ def _identity(path: Path, parts: tuple[str, ...]) -> str:
 
 
 def _identifying_files(folder: Path) -> list[Path]:
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    weights = sorted(folder.glob("*.safetensors"))
     full = [file for file in weights if ".fp16." not in file.name and ".non_ema." not in file.name]
     texts = [*folder.glob("*.json"), *folder.glob("*.txt")]
     return [*sorted(file for file in texts if ".index." not in file.name), *(full or weights)]

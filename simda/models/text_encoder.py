@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -19,12 +19,17 @@ def encode_prompts(
 
     A prompt with more tokens than that is cut there, as everywhere in this family, and the loss is logged.
     """
-    tokens = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = tokenize_prompts(tokenizer, prompts)
+    return text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+
+
+def tokenize_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Int64[Tensor, "b n"]:
+    """Token ids, padded and cut to the tokenizer's length; what is cut is logged."""
     for prompt in truncated_prompts(tokenizer, prompts):
         logging.getLogger(__name__).warning(
             "longer than %d tokens, the rest has no effect: %r", tokenizer.model_max_length, prompt
         )
-    return text_encoder(tokens.to(text_encoder.device)).last_hidden_state
+    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def truncated_prompts(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,17 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.data.clip_filter import ClipFilter, Rejection
-from simda.data.clip_plan import clip_times
+from simda.data.clip_plan import Clip, clip_times, variant_crop
 from simda.data.decoder_process import DecoderProcess
+from simda.data.frame_size import CENTRE
 from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
 from simda.data.video_files import PREVIEWS_FOLDER, VideoFiles
 from simda.data.video_io import read_frames
-from simda.models.autoencoder import decode_latents, encode_frames
+from simda.models.autoencoder import decode_latents, encode_frames, encode_frames_with_spread
 from simda.models.base_models import load_autoencoder
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "encode_clips"
 
@@ -38,10 +41,17 @@ class EncodeClips:
     frames may lie in memory. Videos are read by a process of their own, which is killed when it hangs. A clip that
     fails is a row of the failures table; one whose frames do not pass the filter is a row of the filtered table, and
     the model never sees it. Of some clips, chosen by their ids alone, what the cached latents decode to is written
-    beside the frames. For an upscaler, each row also has what it will be given: the frames in low resolution.
+    beside the frames.
+
+    Args:
+        keep_spread: whether rows also hold the posterior's spread.
+        autoencoder: directory of the autoencoder to use in place of the base model's.
+        crops: `min_side` and `may_mirror` of `variant_crop`; None where clips have no variants.
+        keeps_low_res: whether rows also hold the frames in low resolution.
 
     Reads: the columns of `data.clip_plan.Clip`, and attempt.
-    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
+    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
+    `telemetry.Effort`.
     """
 
     def __init__(
@@ -49,8 +59,6 @@ class EncodeClips:
         *,
         base_model: str,
         output: str,
-        height_px: int,
-        width_px: int,
         dtype: str,
         device: str,
         threads: int,
@@ -58,25 +66,32 @@ class EncodeClips:
         clip_filter: dict[str, Any] | None = None,
         video_timeout_s: float = 60.0,
         preview_every: int | None = None,
+        keep_spread: bool = False,
+        crops: dict[str, Any] | None = None,
+        autoencoder: str | None = None,
         keeps_low_res: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
-        self.vae = load_autoencoder(base_model, device=device)
+        self.vae = load_autoencoder(base_model, device=device, autoencoder=autoencoder)
         self.store = OutputStore(output)
-        self.height_px, self.width_px, self.dtype, self.provenance = height_px, width_px, dtype, provenance
+        self.device, self.device_s = device, 0.0
+        self.dtype, self.provenance = dtype, provenance
+        self.keep_spread, self.crops = keep_spread, crops
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
         self.keeps_low_res = keeps_low_res
         self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Write a batch of clips."""
-        clips = to_rows(batch)
+        clips, started_s = to_rows(batch), time.time()
+        efforts: list[Row] = []
         rows: list[Row] = []
         filtered: list[Row] = []
         failures: list[Row] = []
         with ThreadPoolExecutor(max_workers=1) as decoder:
             decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
             for clip in clips:
+                self.device_s = 0.0
                 # Taken off the queue: a clip's frames are freed as soon as it is encoded.
                 row, failure = attempt_row(
                     clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
@@ -84,6 +99,8 @@ class EncodeClips:
                 kind = filtered if row and "filter" in row else rows
                 kind += [row] if row else []
                 failures += [failure] if failure else []
+                num_bytes = len(row["latents"]) if row and kind is rows else 0
+                efforts.append(Effort(started_s, self.device, self.device_s, num_bytes).columns())
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
         if filtered:
@@ -96,12 +113,16 @@ class EncodeClips:
             "clip_id": [clip["clip_id"] for clip in clips],
             "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
             "filter": [left_out.get(clip["clip_id"], "") for clip in clips],
+            **{name: [effort[name] for effort in efforts] for name in efforts[0]},
         }
 
     def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str, Rejection | None]:
         """A clip's frames, uint8 [frames, height, width, 3], the decoder that gave them, and why not to use them."""
         times_s = clip_times(clip["start_s"], clip["fps"], clip["num_frames"])
-        frames, decoder = self.reader.call(read_frames, clip["video_uri"], times_s, self.height_px, self.width_px)
+        crop = variant_crop(clip["clip_id"], clip["variant"], **self.crops) if self.crops else CENTRE
+        frames, decoder = self.reader.call(
+            read_frames, clip["video_uri"], times_s, clip["height_px"], clip["width_px"], crop
+        )
         return frames, decoder, self.clip_filter.check_frames(frames)
 
     def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:
@@ -110,21 +131,27 @@ class EncodeClips:
         if rejection:
             span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
             return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
-        latents = encode_frames(self.vae, torch.from_numpy(frames)[None])[0].to(getattr(torch, self.dtype)).cpu()
+        started = time.monotonic()
+        latents, columns = self.tensors_of(frames)
+        self.device_s = time.monotonic() - started
         if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
             self.write_preview(clip, frames, latents)
-        bits = latents.view(torch.uint16) if latents.dtype == torch.bfloat16 else latents
-        return {
-            **{
-                name: clip[name]
-                for name in ("clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "caption")
-            },
-            "height_px": self.height_px,
-            "width_px": self.width_px,
-            **tensor_columns("latents", bits.numpy(), self.dtype),
-            "decoder": decoder,
-            **(tensor_columns("low_res", make_low_res(frames)) if self.keeps_low_res else {}),
-        }
+        low_res = tensor_columns("low_res", make_low_res(frames)) if self.keeps_low_res else {}
+        return {**{name: clip[name] for name in Clip.__dataclass_fields__}, **columns, **low_res, "decoder": decoder}
+
+    def tensors_of(self, frames: NDArray[np.uint8]) -> tuple[Tensor, Row]:
+        """The latents as they are cached, and the columns that hold them."""
+        batch = torch.from_numpy(frames)[None]
+        if not self.keep_spread:
+            latents = self.as_cached(encode_frames(self.vae, batch))
+            return latents, tensor_columns("latents", as_bits(latents), self.dtype)
+        latents, spread = map(self.as_cached, encode_frames_with_spread(self.vae, batch))
+        columns = tensor_columns("latents", as_bits(latents), self.dtype)
+        return latents, columns | {"latents_std": tensor_columns("std", as_bits(spread), self.dtype)["std"]}
+
+    def as_cached(self, batch: Tensor) -> Tensor:
+        """A batch of one clip's tensors as that clip's, in the precision of the table."""
+        return batch[0].to(getattr(torch, self.dtype)).cpu()
 
     def write_preview(self, clip: Row, frames: NDArray[np.uint8], latents: Tensor) -> None:
         """Write the frames and what is left of them in the cached latents, side by side."""
@@ -132,6 +159,11 @@ class EncodeClips:
         pixels = (decoded * 255).round().to(torch.uint8).cpu().numpy()
         about = {name: clip[name] for name in ("clip_id", "video_uri", "start_s", "caption")}
         self.files.write_comparison(clip["clip_id"], frames, pixels, clip["fps"], about, PREVIEWS_FOLDER)
+
+
+def as_bits(values: Tensor) -> NDArray[Any]:
+    """Values as numpy holds them: bfloat16, which it does not know, as its raw bits."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def is_chosen(row_id: str, every: int) -> bool:

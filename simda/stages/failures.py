@@ -42,7 +42,8 @@ def attempt_row(
     except (*PROGRAMMING_ERRORS, StorageError):
         raise
     except Exception as error:
-        logging.getLogger(__name__).warning("%s %s: %s: %s", stage, row_id, type(error).__name__, error)
+        fields = {"stage": stage, "row_id": row_id, "attempt": attempt, "error_type": type(error).__name__}
+        logging.getLogger(__name__).warning("%s %s: %s: %s", stage, row_id, type(error).__name__, error, extra=fields)
         return None, failure_row(row_id, stage, type(error).__name__, str(error), attempt)
 
 

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from simda.data.clip_filter import DUPLICATE, ClipFilter, Rejection, find_duplicates
-from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, plan_clips, spread
+from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, plan_clips, spread, variants_of
 from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import derived_id
-from simda.data.video_io import probe, probe_with_hash
+from simda.data.video_io import survey
 from simda.errors import VideoError
 from simda.stages.failures import attempt_row
 
@@ -34,7 +34,7 @@ def span_ids(row: Row) -> list[str]:
 
 
 def plan_video(
-    row: Row, rule: Row, preprocessing_key: str, clip_filter: Row | None = None, video_timeout_s: float = 60.0
+    row: Row, rule: ClipRule, preprocessing_key: str, clip_filter: Row | None = None, video_timeout_s: float = 60.0
 ) -> list[Row]:
     """Lay out the clips of a video.
 
@@ -50,7 +50,7 @@ def plan_video(
         row["uri"],
         STAGE,
         row["attempt"],
-        lambda: _plan(row, ClipRule(**rule), preprocessing_key, ClipFilter(**clip_filter or {}), decoder),
+        lambda: _plan(row, rule, preprocessing_key, ClipFilter(**clip_filter or {}), decoder),
     )
     if failure:
         nothing = _nothing(row["uri"], row["uri"], Span(()))
@@ -94,20 +94,23 @@ def _plan(row: Row, rule: ClipRule, key: str, clip_filter: ClipFilter, decoder: 
             spans.append((span_id, kept))
     if not spans:
         return rejected
-    info, content_hash = (
-        decoder.call(probe_with_hash, source.uri) if clip_filter.duplicates else (decoder.call(probe, source.uri), "")
-    )
+    threshold = rule.shot_threshold if rule.spans == "shots" else None
+    info, content_hash, shots = decoder.call(survey, source.uri, clip_filter.duplicates, threshold)
     for span_id, span in spans:
         planned: list[Clip] = []
         rejection = clip_filter.check_video(info)
         if not rejection:
             # With the captions in the key, a clip whose caption was edited is another row, not the old one kept in
             # silence.
-            planned, rejection = plan_clips(source, info, rule, span, derived_id(key, list(span.captions)))
+            planned, rejection = plan_clips(source, info, rule, span, derived_id(key, list(span.captions)), shots)
         if rejection:
             rejected.append(_nothing(span_id, source.uri, span) | rejection._asdict())
         clips |= {clip.clip_id: clip for clip in planned}
-    chosen = spread(list(clips.values()), rule.max_clips_per_video)
+    chosen = [
+        variant
+        for clip in spread(list(clips.values()), rule.max_clips_per_video)
+        for variant in variants_of(clip, rule.num_variants)
+    ]
     blank = {"attempt": 1, "error_type": "", "filter": "", "message": "", "content_hash": content_hash}
     return [*({**asdict(clip), **blank} for clip in chosen), *rejected]
 
@@ -133,5 +136,5 @@ def _spans_of(row: Row) -> list[Span]:
 
 def _nothing(row_id: str, uri: str, span: Span) -> Row:
     end_s = float("inf") if span.end_s is None else span.end_s
-    nothing = asdict(Clip(row_id, uri, span.start_s, end_s, 0.0, 0, ""))
+    nothing = asdict(Clip(row_id, uri, span.start_s, end_s, 0.0, 0, "", 0, 0))
     return {**nothing, "attempt": 1, "error_type": "", "filter": "", "message": "", "content_hash": ""}

@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,10 +56,15 @@ def read_metrics(store: OutputStore) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def shown_progress(store: OutputStore, num_steps: int) -> Iterator[None]:
+def shown_progress(
+    store: OutputStore, num_steps: int, add: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Iterator[None]:
     """Print a line to stderr for each new line of the curves, from a thread, for the length of the block.
 
     However it ends, the curves are there as a picture.
+
+    Args:
+        add: is given each new line too.
     """
     stop = threading.Event()
 
@@ -71,6 +76,7 @@ def shown_progress(store: OutputStore, num_steps: int) -> Iterator[None]:
             for row in rows:
                 if row["step"] > shown:
                     print(progress_line(row, num_steps), file=sys.stderr, flush=True)
+                    add(row)
             # Smaller than before when a failed worker has been replaced and goes on from an earlier step.
             shown = _last_step(rows)
 

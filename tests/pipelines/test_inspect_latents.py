@@ -34,7 +34,7 @@ def dataset(sprites, tmp_path_factory) -> OutputStore:
         span = {"start_s": 0.0, "end_s": 1.0, "fps": 8.0}
         about = {"clip_id": f"clip-{number}", "video_uri": str(path), "caption": f"clip {number % 2}"}
         rows.append({**about, **span, **size, **tensor_columns("latents", latents), "decoder": "pyav"})
-    facts = {"vae": {"identity": autoencoder_identity("sprites"), **describe_autoencoder(vae, 64, 64)}}
+    facts = {"vae": {"identity": autoencoder_identity("sprites"), **describe_autoencoder(vae)}}
     for part in (rows[:3], rows[3:]):
         store.write_shard(LATENTS, build_table(LATENTS, part, facts))
     failure = {"id": "a.mp4", "stage": "plan_video", "error_type": "VideoError", "message": "bad", "attempt": 1}
@@ -65,7 +65,7 @@ def test_counts_values_and_picture(dataset, run, tmp_path):
         "num_captions": 2,
     }
     assert summary["filtered_by"] == {"too_short": 2}
-    assert summary["sizes"] == {"8x64x64": 4}
+    assert summary["rows_per_bucket"] == {"64x64x8": 4}
     assert summary["is_complete"] is False
     assert summary["values"]["not_finite"] == ["clip-3"]
     assert len(summary["values"]["channel_mean"]) == 4

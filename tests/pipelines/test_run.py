@@ -68,9 +68,33 @@ def test_steps_run_in_order_and_a_second_run_finds_their_work_done(tmp_path):
     assert [step["summary"]["num_rendered"] for step in summary["steps"]] == [2, 3]
     assert len(list((tmp_path / "b" / "videos").iterdir())) == 3
 
+    code, summary, lines, err = run_plan(plan)
+    assert (code, summary["num_skipped"], lines) == (0, 2, []), err
+    assert [step["summary"]["num_rendered"] for step in summary["steps"]] == [2, 3]
+    assert f"{tmp_path / 'a'} is complete, made with these settings: skipped" in err
+
+    code, summary, _, err = run_plan(plan, "skip_finished=false")
+    assert (code, summary["num_skipped"]) == (0, 0), err
+    assert [step["summary"]["num_rendered"] for step in summary["steps"]] == [0, 0]
+
+
+def test_no_step_is_skipped_after_one_that_worked_nor_one_that_is_incomplete(tmp_path):
+    steps = [sprites_step(tmp_path / name) for name in "abc"]
+    plan = write_plan(tmp_path, *steps)
+    assert run_plan(plan)[0] == 0
+    (tmp_path / "b" / "_manifest.json").unlink()
+    (tmp_path / "b" / "videos" / "sprite-000001.mp4").unlink()
     code, summary, _, err = run_plan(plan)
     assert code == 0, err
-    assert [step["summary"]["num_rendered"] for step in summary["steps"]] == [0, 0]
+    assert [step.get("skipped", False) for step in summary["steps"]] == [True, False, False]
+    assert [step["summary"]["num_rendered"] for step in summary["steps"]] == [2, 1, 0]
+
+
+def test_a_complete_output_of_other_settings_is_no_reason_to_skip(tmp_path):
+    assert run_plan(write_plan(tmp_path, sprites_step(tmp_path / "a")))[0] == 0
+    code, summary, _, err = run_plan(write_plan(tmp_path, sprites_step(tmp_path / "a", seed=1)))
+    assert code == 2, summary
+    assert "seed: 0 -> 1" in err
 
 
 def test_the_first_failing_step_ends_the_chain_with_its_exit_code(tmp_path):

@@ -3,18 +3,23 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from simda.data.clip_filter import Rejection
 from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, clip_times, list_videos, plan_clips
-from simda.data.schema import derived_id
+from simda.data.frame_buckets import Bucket
 from simda.data.video_io import probe, read_frames
 from simda.errors import ConfigError, InputError
 
 from .conftest import MakeVideo, read_numbers
 
 SOURCE = VideoSource("/videos/a.mp4", 1000, "17")
+
+
+def rule_of(num_frames: int, fps: float, **others: Any) -> ClipRule:
+    return ClipRule((Bucket(48, 64, num_frames),), fps, **others)
 
 
 @pytest.fixture
@@ -92,23 +97,23 @@ def test_videos_on_s3(s3_bucket: str) -> None:
 
 def test_clips_end_to_end(make_video: MakeVideo) -> None:
     info = probe(make_video("a.mp4", num_frames=20, fps=8))
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), Span(("first", "second")), "key")
+    clips, reason = plan_clips(SOURCE, info, rule_of(num_frames=8, fps=8), Span(("first", "second")), "key")
     assert reason is None
     assert [replace(clip, clip_id="") for clip in clips] == [
-        Clip("", "/videos/a.mp4", 0.0, 1.0, 8.0, 8, "first"),
-        Clip("", "/videos/a.mp4", 1.0, 2.0, 8.0, 8, "second"),
+        Clip("", "/videos/a.mp4", 0.0, 1.0, 8.0, 8, "first", 48, 64),
+        Clip("", "/videos/a.mp4", 1.0, 2.0, 8.0, 8, "second", 48, 64),
     ]
 
 
 @pytest.mark.parametrize(
     ("rule", "starts"),
     [
-        (ClipRule(num_frames=20, fps=8), [0.0]),
-        (ClipRule(num_frames=8, fps=8, stride_frames=4), [0.0, 0.5, 1.0, 1.5]),
-        (ClipRule(num_frames=8, fps=4), [0.0]),
-        (ClipRule(num_frames=10, fps=4), [0.0]),
-        (ClipRule(num_frames=1, fps=8, max_clips_per_video=3), [0.0, 1.25, 2.375]),
-        (ClipRule(num_frames=1, fps=8, max_clips_per_video=1), [0.0]),
+        (rule_of(num_frames=20, fps=8), [0.0]),
+        (rule_of(num_frames=8, fps=8, stride_frames=4), [0.0, 0.5, 1.0, 1.5]),
+        (rule_of(num_frames=8, fps=4), [0.0]),
+        (rule_of(num_frames=10, fps=4), [0.0]),
+        (rule_of(num_frames=1, fps=8, max_clips_per_video=3), [0.0, 1.25, 2.375]),
+        (rule_of(num_frames=1, fps=8, max_clips_per_video=1), [0.0]),
     ],
 )
 def test_where_clips_start(make_video: MakeVideo, rule: ClipRule, starts: list[float]) -> None:
@@ -118,18 +123,18 @@ def test_where_clips_start(make_video: MakeVideo, rule: ClipRule, starts: list[f
     for clip in clips:
         frames, _ = read_frames(video, clip_times(clip.start_s, clip.fps, clip.num_frames), 48, 64)
         first = round(clip.start_s * 8)
-        assert read_numbers(frames) == [first + i * round(8 / rule.fps) for i in range(rule.num_frames)]
+        assert read_numbers(frames) == [first + i * round(8 / rule.fps) for i in range(clip.num_frames)]
 
 
 def test_a_span_is_cut_from_its_own_start_and_not_beyond_its_end(make_video: MakeVideo) -> None:
     video = make_video("a.mp4", num_frames=20, fps=8)
     span = Span(("x",), start_s=0.625, end_s=1.75)
-    clips, _ = plan_clips(SOURCE, probe(video), ClipRule(num_frames=4, fps=8), span, "key")
+    clips, _ = plan_clips(SOURCE, probe(video), rule_of(num_frames=4, fps=8), span, "key")
     assert [(clip.start_s, clip.end_s) for clip in clips] == [(0.625, 1.125), (1.125, 1.625)]
     frames, _ = read_frames(video, clip_times(clips[1].start_s, 8, 4), 48, 64)
     assert read_numbers(frames) == [9, 10, 11, 12]
     for late in (Span(("x",), 2.25, 9.0), Span(("x",), 7.0, 9.0)):
-        nothing, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=4, fps=8), late, "key")
+        nothing, reason = plan_clips(SOURCE, probe(video), rule_of(num_frames=4, fps=8), late, "key")
         assert (nothing, reason and reason.filter) == ([], "too_short")
 
 
@@ -137,7 +142,7 @@ def test_a_span_is_cut_from_its_own_start_and_not_beyond_its_end(make_video: Mak
 def test_a_video_of_just_the_length_is_one_clip(make_video: MakeVideo, name: str, fps: float) -> None:
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     video = make_video(name, num_frames=16, fps=fps, codec=codec)
-    clips, reason = plan_clips(SOURCE, probe(video), ClipRule(num_frames=16, fps=fps), Span(("x",)), "key")
+    clips, reason = plan_clips(SOURCE, probe(video), rule_of(num_frames=16, fps=fps), Span(("x",)), "key")
     assert (len(clips), reason) == (1, None)
     frames, _ = read_frames(video, clip_times(0.0, fps, 16), 48, 64)
     assert read_numbers(frames) == list(range(16))
@@ -145,22 +150,22 @@ def test_a_video_of_just_the_length_is_one_clip(make_video: MakeVideo, name: str
 
 def test_videos_that_give_no_clip_have_a_reason(make_video: MakeVideo) -> None:
     info = probe(make_video("a.mp4", num_frames=8, fps=4))
-    assert plan_clips(SOURCE, info, ClipRule(num_frames=9, fps=4), Span(("x",)), "key") == (
+    assert plan_clips(SOURCE, info, rule_of(num_frames=9, fps=4), Span(("x",)), "key") == (
         [],
         Rejection("too_short", "2.000 s give 8 frames at 4 fps, a clip needs 9"),
     )
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8), Span(("x",)), "key")
+    clips, reason = plan_clips(SOURCE, info, rule_of(num_frames=16, fps=8), Span(("x",)), "key")
     assert clips == []
     assert reason is not None
     assert reason.filter == "too_slow"
     assert reason.message.startswith("4 frames per second, clips are sampled at 8")
-    clips, reason = plan_clips(SOURCE, info, ClipRule(num_frames=16, fps=8, repeat_frames=True), Span(("x",)), "key")
+    clips, reason = plan_clips(SOURCE, info, rule_of(num_frames=16, fps=8, repeat_frames=True), Span(("x",)), "key")
     assert (len(clips), reason) == (1, None)
 
 
 def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_video: MakeVideo) -> None:
     info = probe(make_video("a.mp4", num_frames=32, fps=8))
-    rule = ClipRule(num_frames=8, fps=8)
+    rule = rule_of(num_frames=8, fps=8)
 
     def first_id(
         source: VideoSource = SOURCE, rule: ClipRule = rule, captions: tuple[str, ...] = ("x",), key: str = "k"
@@ -171,7 +176,7 @@ def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_v
         first_id(),
         first_id(captions=("y",)),
         first_id(rule=replace(rule, stride_frames=2)),
-        first_id(rule=ClipRule(8, 8.0)),
+        first_id(rule=rule_of(8, 8.0)),
     }
     assert len(same) == 1
     others = {
@@ -179,24 +184,15 @@ def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_v
         first_id(replace(SOURCE, size_bytes=1001)),
         first_id(replace(SOURCE, version="18")),
         first_id(rule=replace(rule, fps=4)),
-        first_id(rule=replace(rule, num_frames=7)),
+        first_id(rule=rule_of(num_frames=7, fps=8)),
+        first_id(rule=replace(rule, buckets=(Bucket(48, 48, 8),))),
         first_id(key="other model"),
         plan_clips(SOURCE, info, rule, Span(("x",)), "k")[0][1].clip_id,
     }
-    assert len(others | same) == 8
+    assert len(others | same) == 9
 
 
-def test_ids_are_those_of_earlier_versions(make_video: MakeVideo) -> None:
-    info = probe(make_video("a.mp4", num_frames=16, fps=8))
-    key = derived_id("key", ["x", "y"])
-    clips, _ = plan_clips(SOURCE, info, ClipRule(num_frames=8, fps=8), Span(("x", "y")), key)
-    assert [clip.clip_id for clip in clips] == [
-        "7499ae85-ba4d-5e28-a4c0-7dda79a220d4",
-        "1874c234-b506-5436-831a-f9dd73a3fb76",
-    ]
-
-
-@pytest.mark.parametrize("change", [{"num_frames": 0}, {"fps": 0}, {"stride_frames": 0}, {"max_clips_per_video": -1}])
+@pytest.mark.parametrize("change", [{"fps": 0}, {"num_variants": 0}, {"stride_frames": 0}, {"max_clips_per_video": -1}])
 def test_rules_out_of_range(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*must be above 0"):
-        ClipRule(**{"num_frames": 8, "fps": 8, **change})  # type: ignore[arg-type]
+        rule_of(**{"num_frames": 8, "fps": 8, **change})  # type: ignore[arg-type]

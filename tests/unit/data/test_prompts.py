@@ -122,7 +122,7 @@ def test_every_setting_of_a_row(path: Path) -> None:
     with pytest.raises(InputError) as fault:
         read_prompts(str(path))
     assert str(fault.value).splitlines()[1:] == [
-        "  line 3: scheduler='heun' is not one of ddim, dpm++, unipc, euler, lcm",
+        "  line 3: scheduler='heun' is not one of ddim, ddpm, dpm++, unipc, euler, lcm",
         *(
             f"  line 3: {name}={value!r} is not a share, from 0 to 1"
             for name, value in (

@@ -47,7 +47,7 @@ def latents_row(clip_id: str = "c0", **changes: Any) -> dict[str, Any]:
 def test_the_columns_of_every_table() -> None:
     assert LATENTS.columns.names == [
         "clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "height_px", "width_px", "caption",
-        "latents", "latents_shape", "latents_dtype", "latents_std", "decoder",
+        "latents", "latents_shape", "latents_dtype", "latents_std", "decoder", "variant",
         "low_res", "low_res_shape", "low_res_dtype",
     ]  # fmt: skip
     assert FAILURES.columns.names == ["id", "stage", "error_type", "message", "attempt"]

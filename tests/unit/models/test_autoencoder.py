@@ -13,6 +13,7 @@ from simda.models.autoencoder import (
     decode_latents,
     describe_autoencoder,
     encode_frames,
+    num_values,
     spatial_factor,
 )
 from simda.models.base_models import load_autoencoder
@@ -111,7 +112,11 @@ def test_the_tiny_autoencoder_works(tiny_vae, frames):
 
 
 def test_a_table_of_latents_knows_its_numbers(vae):
-    assert describe_autoencoder(vae, 16, 24) == {"scaling_factor": 0.37, "values_per_frame": 4 * 8 * 12}
+    assert describe_autoencoder(vae) == {"scaling_factor": 0.37}
+    assert (
+        num_values(vae, 16, 24, num_frames=3)
+        == encode_frames(vae, torch.zeros(1, 3, 16, 24, 3, dtype=torch.uint8)).numel()
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,6 @@ def encode(
     stage = EncodeClips(
         base_model="sprites",
         output=str(output),
-        height_px=64,
-        width_px=64,
         dtype="float16",
         device="cpu",
         threads=1,
@@ -47,7 +45,7 @@ def encode(
         preview_every=preview_every,
         keeps_low_res=keeps_low_res,
     )
-    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
+    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64)) | {"attempt": 1} for name, uri in videos.items()]
     told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
@@ -55,6 +53,9 @@ def encode(
 
 def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_path: Path) -> None:
     told, store = encode(tmp_path / "out", videos, static_below=1, black_below=32)
+    worked = {name: told.pop(name) for name in ("started_s", "device", "device_s", "num_bytes")}
+    assert [bool(seconds) for seconds in worked["device_s"]] == [True, False, False, False]
+    assert worked["num_bytes"] == [len(store.read_table(LATENTS)["latents"][0].as_py()), 0, 0, 0]
     assert told == {
         "clip_id": ["moving", "still", "black", "broken"],
         "error_type": ["", "", "", "VideoError"],

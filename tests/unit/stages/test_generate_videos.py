@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ SETTINGS = {
     "fps": 8.0,
     "num_inference_steps": 2,
     "scheduler": "ddim",
+    "timestep_shift": 1.0,
     "eta": 0.0,
     "guidance_scale": 3.0,
     "guidance_rescale": 0.0,
@@ -41,6 +44,11 @@ SETTINGS = {
 def row_of(number: int, **changes: Any) -> dict[str, Any]:
     prompt = "a red ball" if number % 2 else "a blue box"
     return {"prompt_id": f"row-{number}", "prompt": prompt, "seed": number, **SETTINGS, **changes}
+
+
+def outcomes(told: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What became of the rows, without what they took."""
+    return [{name: row[name] for name in ("prompt_id", "error_type")} for row in told]
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def test_a_group_that_does_not_fit_is_halved_and_later_ones_too(make_stage, monk
     free({"rows": rows})
     # Two frames of each row at once: with and without the text.
     sizes = limit_unet(stage, 2 * 3 * 2, error, monkeypatch)
-    assert stage({"rows": rows}) == [{"prompt_id": f"row-{number}", "error_type": ""} for number in range(5)]
+    assert outcomes(stage({"rows": rows})) == [{"prompt_id": f"row-{number}", "error_type": ""} for number in range(5)]
     assert sizes == [12, 12, 12, 12, 6, 6]
     assert len(stage.store.read_table(FAILURES)) == 0
     for number in range(5):
@@ -102,7 +110,8 @@ def test_a_row_that_never_fits_is_one_failure(make_stage, monkeypatch):
     stage = make_stage("out")
     limit_unet(stage, 5, torch.OutOfMemoryError("CUDA out of memory"), monkeypatch)
     told = stage({"rows": [row_of(0), row_of(1)]})
-    assert told == [{"prompt_id": f"row-{number}", "error_type": "OutOfMemoryError"} for number in range(2)]
+    assert [(row["device_s"], row["num_bytes"]) for row in told] == [(0.0, 0)] * 2
+    assert outcomes(told) == [{"prompt_id": f"row-{number}", "error_type": "OutOfMemoryError"} for number in range(2)]
     assert [row["message"] for row in stage.store.read_table(FAILURES).to_pylist()] == ["CUDA out of memory"] * 2
 
 
@@ -128,6 +137,61 @@ def test_texts_are_encoded_once_for_all_groups(make_stage):
     assert len(texts) == 3  # two prompts and the null prompt
 
 
+def test_a_group_is_sampled_while_the_one_before_is_written(make_stage, monkeypatch):
+    """The first group's file waits for the second group's first pass through the network, and the other way round."""
+    stage, begun, sampling, released = make_stage("out", also_write=("latents",)), Event(), Event(), Event()
+    write, forward, passes = stage.files.write, stage.pipeline.unet.forward, []
+
+    def slow_write(row_id, *args, **kwargs):
+        if row_id == "row-0":
+            assert sampling.wait(timeout=60), "the second group was not sampled while the first was written"
+            released.set()
+        return write(row_id, *args, **kwargs)
+
+    def watched(*args, **kwargs):
+        passes.append(1)
+        begun.set()
+        if len(passes) == 3:
+            sampling.set()
+            assert released.wait(timeout=60)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(stage.files, "write", slow_write)
+    monkeypatch.setattr(stage.pipeline.unet, "forward", watched)
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        first = threads.submit(stage, {"rows": [row_of(0)]})
+        assert begun.wait(timeout=60)
+        second = threads.submit(stage, {"rows": [row_of(1, scheduler="euler")]})
+        assert [told["error_type"] for group in (first, second) for told in group.result(timeout=120)] == ["", ""]
+    rows = {row["prompt_id"]: row["scheduler"] for row in stage.store.read_table(GENERATED).to_pylist()}
+    assert rows == {"row-0": "DDIMScheduler", "row-1": "EulerDiscreteScheduler"}
+    alone = make_stage("alone", also_write=("latents",))
+    alone({"rows": [row_of(1, scheduler="euler")]})
+    assert np.array_equal(latents_of(stage, 1), latents_of(alone, 1))
+
+
+@pytest.mark.parametrize(
+    ("switch", "sizes"),
+    [
+        ({"channels_last": False}, [12] * 2),
+        ({"guidance_in_one_pass": False, "text_cache": False}, [6] * 4),
+        ({"frames_per_decode": 1, "num_kept_texts": 0}, [12] * 2),
+    ],
+    ids=str,
+)
+def test_switches_of_speed_reach_the_models_and_change_no_pixel(make_stage, monkeypatch, switch, sizes):
+    group = {"rows": [row_of(0), row_of(1)]}
+    usual, changed = make_stage("usual"), make_stage("changed", **switch)
+    seen = limit_unet(changed, 100, RuntimeError(), monkeypatch)
+    for stage in (usual, changed):
+        stage(group)
+    assert seen == sizes
+    assert changed.pipeline.unet.conv_in.weight.is_contiguous() != switch.get("channels_last", True)
+    for row in changed.store.read_table(GENERATED).to_pylist():
+        videos = [read_all_frames(stage.store.uri_of(row["video_uri"])).astype(int) for stage in (usual, changed)]
+        assert np.abs(videos[0] - videos[1]).max() <= 1
+
+
 def test_a_video_tells_where_it_comes_from(make_stage):
     stage = make_stage("out", sharded=True)
     own = {
@@ -140,7 +204,7 @@ def test_a_video_tells_where_it_comes_from(make_stage):
     row = stage.store.read_table(GENERATED).to_pylist()[0]
     told = json.loads(read_video_metadata(stage.store.uri_of(row["video_uri"]))["comment"])
     settings = {"eta": 0.0, "guidance_rescale": 0.7, "guidance_start": 0.0, "guidance_end": 0.5}
-    settings |= {"window_frames": 0, "window_overlap": 0, "reuse_interval": 1}
+    settings |= {"window_frames": 0, "window_overlap": 0, "reuse_interval": 1, "timestep_shift": 1.0}
     assert json.loads(row["settings"]) == settings
     assert row["scheduler"] == "EulerDiscreteScheduler"
     columns = {name: value for name, value in row.items() if name in told}

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from simda.data.clip_plan import Span, find_video
+from simda.data.clip_plan import ClipRule, Span, find_video
+from simda.data.frame_buckets import Bucket
 from simda.data.schema import derived_id
 from simda.data.video_io import write_video
 from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
 
-RULE = {"num_frames": 4, "fps": 8}
+RULE = ClipRule((Bucket(48, 64, 4),), fps=8)
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,17 @@ def row_of(uri: str, *spans: Span) -> dict[str, Any]:
     return video_row(find_video(uri), spans or (Span(("a dog",)),)) | {"attempt": 1}
 
 
-def plan(row: dict[str, Any], rule: dict[str, Any] | None = None, **filters: Any) -> list[dict[str, Any]]:
-    return plan_video(row, rule or RULE, "key", filters)
+def plan(row: dict[str, Any], rule: ClipRule = RULE, **filters: Any) -> list[dict[str, Any]]:
+    return plan_video(row, rule, "key", filters)
 
 
 def test_clips_have_the_ids_of_what_decides_them(video: str) -> None:
     source = find_video(video)
     rows = plan(row_of(video))
     assert [row["clip_id"] for row in rows] == [
-        derived_id("clip", source.uri, source.size_bytes, source.version, s, 8.0, 4, derived_id("key", ["a dog"]))
+        derived_id(
+            "clip", source.uri, source.size_bytes, source.version, s, 8.0, "48x64x4", derived_id("key", ["a dog"])
+        )
         for s in (0.0, 0.5, 1.0, 1.5)
     ]
     assert {(row["error_type"], row["filter"], row["content_hash"]) for row in rows} == {("", "", "")}
@@ -48,8 +52,8 @@ def test_a_video_that_is_filtered_is_a_row_with_the_reason_and_no_failure(video:
     (planned,) = plan(row, min_duration_s=3)
     assert (planned["clip_id"], planned["filter"], planned["message"]) == (span_ids(row)[0], "min_duration_s", "2 s")
     assert planned["error_type"] == ""
-    assert plan(row, {"num_frames": 17, "fps": 8})[0]["filter"] == "too_short"
-    assert plan(row, {"num_frames": 4, "fps": 30})[0]["filter"] == "too_slow"
+    assert plan(row, replace(RULE, buckets=(Bucket(48, 64, 17),)))[0]["filter"] == "too_short"
+    assert plan(row, replace(RULE, fps=30))[0]["filter"] == "too_slow"
 
 
 def test_captions_are_looked_at_before_the_video(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_spans_are_planned_and_filtered_each_for_itself(video: str) -> None:
     ]
     ids = span_ids(row)
     assert {r["clip_id"]: r["filter"] for r in rows if r["filter"]} == {ids[1]: "too_short", ids[3]: "no_caption"}
-    chosen = plan(row, RULE | {"max_clips_per_video": 2})
+    chosen = plan(row, replace(RULE, max_clips_per_video=2))
     assert [r["start_s"] for r in chosen if not r["filter"]] == [0.0, 1.5]
 
 

@@ -1,0 +1,133 @@
+"""`generate` with everything on S3, whose door is shut on it: the same files as undisturbed on a disk."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simda.data.schema import GENERATED
+from simda.data.store import OutputStore
+
+PIPELINE = Path(__file__).parents[2] / "pipelines" / "generate.py"
+SETTINGS = (
+    *(
+        "base_model=sprites",
+        "adapter=none",
+        "batch_size=1",
+        "workers.num_workers=1",
+        "sharded=true",
+        "also_write=[gif]",
+    ),
+    *("sampling.num_frames=3", "sampling.height_px=32", "sampling.width_px=32", "sampling.num_inference_steps=12"),
+)
+PROMPTS = "prompt_id,prompt,seed\na,a red star,1\nb,a ring,2\nc,a white square,3\nd,a star,4\n"
+# In front of a server whose memory must outlive it: to the clients, killing this is killing the server.
+DOOR = """
+import asyncio, sys
+
+async def pump(reader, writer):
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()
+
+async def serve(reader, writer):
+    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
+    await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
+
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
+    print("open", flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+class Door:
+    """The way to the server, which can be shut and opened again."""
+
+    def __init__(self, server_port: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._server_port = server_port
+        self.open()
+
+    def open(self) -> None:
+        command = [sys.executable, "-c", DOOR, str(self.port), str(self._server_port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        assert self._process.stdout.readline() == b"open\n"
+
+    def shut(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[tuple[Any, Door]]:
+    """A client of the server itself, which has a bucket `b`, and the door for all others."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    door = Door(port)
+    access = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    for name, value in {**access, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}"}.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+    client.create_bucket(Bucket="b")
+    client.put_object(Bucket="b", Key="prompts.csv", Body=PROMPTS.encode())
+    yield client, door
+    door.shut()
+    server.stop()
+
+
+def files_of(client: Any) -> dict[str, bytes]:
+    """All files of rows, by their names in the output."""
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket="b", Prefix="out/").get("Contents", [])]
+    kept = [key for key in keys if key.endswith((".mp4", ".gif"))]
+    return {key.removeprefix("out/"): client.get_object(Bucket="b", Key=key)["Body"].read() for key in kept}
+
+
+def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
+    give_up = time.monotonic() + 120
+    while not condition():
+        assert job.poll() is None, "the job ended before it could be disturbed"
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+def test_a_server_that_is_gone_for_a_while_costs_nothing(local_ray, run, bucket, tmp_path):
+    client, door = bucket
+    words = (*SETTINGS, "prompts=s3://b/prompts.csv", "output=s3://b/out")
+    command = [sys.executable, PIPELINE, *words]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(lambda: files_of(client), job)
+    door.shut()
+    shut_with = files_of(client)
+    time.sleep(1.5)
+    door.open()
+    told = job.communicate(timeout=240)[1]
+    assert job.returncode == 0, told[-3000:]
+    assert len(shut_with) < 8
+    code, summary, err = run("generate", *words)
+    assert (code, summary["num_new"], summary["num_done"], summary["num_failed"]) == (0, 0, 4, 0), err
+    assert [row["prompt_id"] for row in OutputStore("s3://b/out").read_table(GENERATED).to_pylist()] == list("abcd")
+
+    (tmp_path / "prompts.csv").write_text(PROMPTS)
+    assert run("generate", *SETTINGS, f"prompts={tmp_path}/prompts.csv", f"output={tmp_path}/out")[0] == 0
+    undisturbed = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".mp4", ".gif")]
+    assert files_of(client) == {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in undisturbed}
