@@ -163,7 +163,7 @@ def end(head: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
     head.terminate()
     try:
-        head.wait(timeout=30)
+        head.wait(timeout=10)
     except subprocess.TimeoutExpired:
         head.kill()
     for process in family:

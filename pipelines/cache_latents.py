@@ -465,7 +465,8 @@ def in_actor_pool(
     """Send rows through a stage, a shard at a time, and yield what it says of each."""
     if not shards:
         return
-    told = ray.data.from_arrow(shards).map_batches(
+    # `from_arrow` looks at each table in a task of its own, on any machine, and would have machines started for that.
+    told = ray.data.from_blocks(shards).map_batches(
         stage,
         fn_constructor_kwargs={
             "base_model": config.base_model,

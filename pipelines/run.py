@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -124,8 +125,10 @@ def check_settings(config: RunConfig) -> list[dict[str, Any]]:
         ConfigError: settings that their command refuses, all steps together.
     """
     resolved, faults = [], []
-    for number, step in enumerate(config.steps, start=1):
-        shown = ask(step, "--print-config")
+    print(f"checking the settings of {len(config.steps)} steps", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as commands:
+        answers = list(commands.map(lambda step: ask(step, "--print-config"), config.steps))
+    for number, (step, shown) in enumerate(zip(config.steps, answers, strict=True), start=1):
         if shown.returncode:
             faults.append(f"step {number} ({step.pipeline}): {reason_of(shown.stderr)}")
         else:

@@ -9,20 +9,25 @@ goes on from the last checkpoint and ends with the same adapter.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
+import ray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.data.prompts import read_prompts
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
 from simda.data.uris import read_bytes, write_bytes
 from simda.errors import ConfigError
-from simda.models.adapter_state import ADAPTER_FILE, adapter_identity
+from simda.models.adapter_card import CARD_FILE, model_card
+from simda.models.adapter_hub import check_push, push_adapter
+from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, count_adapter_parameters, read_adapter_header
 from simda.models.base_models import (
     autoencoder_identity,
     is_upscaler_model,
@@ -32,18 +37,20 @@ from simda.models.base_models import (
 )
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, record_metric, run_command
+from simda.stages.sample_validation import watch_validation
 from simda.telemetry import TrainingTelemetry
 from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
-from simda.training.worker import run_workers
+from simda.training.worker import Watch, run_workers
 
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
-    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
+    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
+    "validation_videos",
 )  # fmt: skip
 
 
@@ -71,6 +78,26 @@ class Optimizer:
         if self.schedule == "constant" and self.num_warmup_steps:
             raise ValueError("schedule=constant has no warm-up; use constant_with_warmup, or num_warmup_steps=0")
         return self
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class ValidationVideos:
+    """Videos of fixed prompts and seeds from the adapter as it is trained, in OUTPUT/validation, without a pause."""
+
+    prompts: Uri | None = None
+    """List of prompts as `generate` reads it (prompt, prompt_id, seed); none by default."""
+    every: int = Field(default=1000, ge=1)
+    """Steps between them, a multiple of checkpoint_every; they are made after the last step too."""
+    num_inference_steps: int = Field(default=25, ge=1)
+    """Denoising steps."""
+    guidance_scale: float = Field(default=7.5, ge=0)
+    """Weight of the prompt."""
+    fps: float = Field(default=8.0, gt=0)
+    """Frames per second at which they play."""
+    cpus: float = Field(default=0.5, gt=0)
+    """Logical CPUs that Ray sets aside for making them, beside the workers'."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs for the same; 0 makes them on a CPU."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -125,13 +152,21 @@ class TrainConfig:
     """Clips held out from training, in whole videos, to measure a loss with always the same noise; 0 holds out none."""
     validate_every: int = Field(default=500, ge=1)
     """Steps between two measurements of that loss."""
+    validation_videos: ValidationVideos = ValidationVideos()
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    license: str | None = None
+    """SPDX identifier for the adapter's model card; what the base model and the videos allow."""
+    push_to_hub: str | None = None
+    """OWNER/NAME of a repository on the model hub that the adapter is pushed to at the end; made private if new."""
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
+    prompts = validation_prompts(config)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.claim(run_key(config, clips), config_to_yaml(config))
@@ -144,13 +179,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     workers = config.workers
     telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
     with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
-        checkpoint = run_workers(plan, workers, config.max_worker_failures)
-    adapter = store.uri_of(ADAPTER_FOLDER)
-    write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
+        checkpoint = run_workers(plan, workers, config.max_worker_failures, watch_of(config, clips, prompts))
     last = read_metrics(store)[-1]
+    adapter = publish(config, store, checkpoint, last)
     summary = {
         "adapter": adapter,
         "adapter_identity": adapter_identity(adapter),
+        "hub": config.push_to_hub,
         "num_steps": last["step"],
         "num_clips": clips.num_clips,
         "loss": last["loss"],
@@ -164,8 +199,69 @@ def run(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
+def validation_prompts(config: TrainConfig) -> list[dict[str, Any]]:
+    """The prompts of the validation videos.
+
+    Raises:
+        ConfigError: they fall between checkpoints, or the base model is an upscaler, which makes none of prompts.
+        InputError: the list has faults.
+    """
+    videos = config.validation_videos
+    if videos.prompts is None:
+        return []
+    if is_upscaler_model(config.base_model):
+        raise ConfigError(f"validation_videos: base_model={config.base_model} is an upscaler; leave out their prompts")
+    if videos.every % config.checkpoint_every:
+        raise ConfigError(
+            f"validation_videos.every={videos.every} is no multiple of checkpoint_every={config.checkpoint_every}; "
+            "videos are made of adapters that are saved"
+        )
+    rows = read_prompts(videos.prompts, config.seed, settings={})
+    return [{"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed} for row in rows]
+
+
+def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, Any]]) -> Watch | None:
+    """What makes the validation videos, in processes beside the workers."""
+    videos = config.validation_videos
+    if not prompts:
+        return None
+    settings = {
+        "output": config.output,
+        "base_model": config.base_model,
+        "prompts": prompts,
+        "clip_shape": clips.clip_shape,
+        "num_inference_steps": videos.num_inference_steps,
+        "guidance_scale": videos.guidance_scale,
+        "fps": videos.fps,
+        "device": "cuda" if videos.gpus else "cpu",
+        "threads": config.workers.threads_per_worker,
+    }
+    # Outside of the workers' placement group, which has no room beside them.
+    task = ray.remote(num_cpus=videos.cpus, num_gpus=videos.gpus, scheduling_strategy="DEFAULT")(watch_validation)
+    return Watch(task, settings, videos.every)
+
+
+def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
+    """The adapter of the last checkpoint as the result, with its card; returns its directory.
+
+    Args:
+        last: line of the curves.
+    """
+    adapter = store.uri_of(ADAPTER_FOLDER)
+    write_bytes(f"{adapter}/{ADAPTER_FILE}", read_bytes(f"{checkpoint}/{ADAPTER_FOLDER}/{ADAPTER_FILE}"))
+    figures = {name: last[name] for name in ("step", "loss", "validation_loss", "clips_per_s") if name in last}
+    card = model_card(read_adapter_header(adapter), count_adapter_parameters(adapter), figures, config.license)
+    write_bytes(f"{adapter}/{CARD_FILE}", card.encode())
+    if config.push_to_hub:
+        print(f"pushed to {push_adapter(adapter, (ADAPTER_FILE, CARD_FILE), config.push_to_hub)}", file=sys.stderr)
+    return adapter
+
+
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
+    prompts = validation_prompts(config)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
@@ -180,6 +276,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "clip_shape": list(clips.clip_shape),
         "num_parameters": num_parameters,
         "num_steps": config.num_steps,
+        "num_validation_videos": len(prompts) * math.ceil(config.num_steps / config.validation_videos.every),
         "num_epochs": round(config.num_steps * config.batch_size / clips.num_clips, 2),
         "goes_on": goes_on,
         "workers": config_to_dict(config.workers),

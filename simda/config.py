@@ -52,14 +52,21 @@ def absolute_model(name: str) -> str:
     return path if Path(path).is_dir() else name
 
 
+def absolute_adapter(name: str) -> str:
+    """As `absolute_uri`; but OWNER/NAME is a name on the hub where there is no such directory."""
+    path = absolute_uri(name)
+    return name if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(path).exists() else path
+
+
 Uri = Annotated[str, AfterValidator(absolute_uri)]
 """A setting that names a file or directory, local or s3://."""
 ModelName = Annotated[str, AfterValidator(absolute_model)]
 """A setting that names a base model: an embedded one, a diffusers directory or a name on the hub."""
 AdapterUri = Annotated[
-    str | None, BeforeValidator(lambda uri: None if uri in (None, "none") else absolute_uri(str(uri)))
+    str | None, BeforeValidator(lambda uri: None if uri in (None, "none") else absolute_adapter(str(uri)))
 ]
-"""A setting that names the `adapter` directory that `train` wrote, local or s3://; `none` is the base model alone."""
+"""A setting that names the `adapter` directory that `train` wrote, local or s3://, or an adapter on the hub, as
+OWNER/NAME; `none` is the base model alone."""
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
 ExtraFile = Literal["lossless", "gif", "frames", "latents"]

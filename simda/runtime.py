@@ -163,6 +163,11 @@ def ray_session(*roles: str | None) -> Iterator[None]:
     # Ray's Parquet reader V2 starts 32 processes per execution, and Ray reports usage unless told not to.
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if asked:
+        # Beside the work that waits, Ray Data asks for machines of its own accord, by CPUs and GPUs alone: the cluster
+        # would start machines of every role. By a threshold that is never reached it only waits.
+        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
+        os.environ.setdefault("RAY_DATA_CLUSTER_SCALING_UP_UTIL_THRESHOLD", "inf")
     import ray
 
     if ray.is_initialized():

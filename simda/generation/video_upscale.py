@@ -34,6 +34,9 @@ from simda.models.text_attention import TextCache
 from simda.models.video_unet import predict
 
 Frames = np.ndarray | Tensor | Sequence[PIL.Image.Image]
+DECODED_TILES = 2
+"""Side of the tiles that are decoded, in tiles of the network: an autoencoder's normalisation ties the colours of a tile
+to all of it, so that small ones differ."""
 FRAMES_PER_DECODE = 4
 """Fewer than `TextToVideoPipeline` takes, since frames are sixteen times as large."""
 
@@ -189,8 +192,8 @@ class VideoUpscalePipeline(TextToVideoPipeline):
         """RGB frames in 0..1 of latents, in the colours of their source."""
         if tiles.size_px:
             self.vae.enable_tiling()
-            self.vae.tile_latent_min_size = tiles.size_px
-            self.vae.tile_sample_min_size = tiles.size_px * SCALE
+            self.vae.tile_latent_min_size = DECODED_TILES * tiles.size_px
+            self.vae.tile_sample_min_size = DECODED_TILES * tiles.size_px * SCALE
             self.vae.tile_overlap_factor = tiles.overlap_px / tiles.size_px
         else:
             self.vae.disable_tiling()

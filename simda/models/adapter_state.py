@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from simda.data.uris import exists, join_uri, local_copy, write_bytes
 from simda.errors import InputError, ModelMismatchError
+from simda.models.adapter_hub import HUB_NAME, download_adapter
 from simda.models.video_unet import AdapterConfig, adapter_parameters, has_adapters, inject_adapters
 
 ADAPTER_FILE = "adapter.safetensors"
@@ -79,7 +81,7 @@ def read_adapter_header(adapter: str) -> AdapterHeader:
     """The header of an adapter, without its weights.
 
     Args:
-        adapter: its directory or file, local or `s3://`.
+        adapter: its directory or file, local or `s3://`, or its name on the hub.
 
     Raises:
         InputError: missing, damaged, or not an adapter of this project in a version that is known here.
@@ -177,8 +179,16 @@ def adapter_identity(adapter: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def count_adapter_parameters(adapter: str) -> int:
+    """How many parameters an adapter file holds."""
+    with local_copy(_file_uri(adapter)) as path, safe_open(path, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
 def _file_uri(adapter: str) -> str:
     uri = adapter if adapter.endswith(".safetensors") else join_uri(adapter, ADAPTER_FILE)
-    if not exists(uri):
-        raise InputError(f"adapter={adapter}: there is no {uri}; give the `adapter` directory that `train` wrote")
-    return uri
+    if exists(uri):
+        return uri
+    if HUB_NAME.fullmatch(adapter):
+        return download_adapter(adapter, ADAPTER_FILE)
+    raise InputError(f"adapter={adapter}: there is no {uri}; give the `adapter` directory that `train` wrote")

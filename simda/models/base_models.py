@@ -170,8 +170,8 @@ def autoencoder_folder(base_model: str, autoencoder: str | None = None) -> Path:
     found = _read_config(autoencoder, folder / "config.json").get("_class_name")
     if found not in AUTOENCODERS:
         raise InputError(f"autoencoder={autoencoder} is {found}; known are {', '.join(AUTOENCODERS)}")
-    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        raise InputError(f"autoencoder={autoencoder} has no weights (*.safetensors or *.bin)")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(f"autoencoder={autoencoder} has no weights (*.safetensors)")
     return folder
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from simda.data.schema import LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS
+from simda.data.schema import LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS, TEXT_TOKENS
 from simda.data.store import OutputStore
 from simda.data.uris import exists
 from simda.errors import ConfigError, InputError
@@ -157,6 +157,8 @@ def open_finished(uri: str) -> OutputStore:
     store = OutputStore(uri)
     if store.read_manifest() is None:
         raise InputError(f"latents={uri} is not complete (no _manifest.json); run cache_latents on it to the end")
+    if store.shard_names(TEXT_TOKENS) and not store.shard_names(TEXT_EMBEDDINGS):
+        raise InputError(f"latents={uri} holds token ids in place of text embeddings; cache it with text=embeddings")
     return store
 
 
@@ -197,7 +199,7 @@ def _common_shape(shapes: pa.ChunkedArray, num_frames: int, uri: str) -> tuple[i
         )
         raise InputError(
             f"the clips in {uri} have latents of several shapes (channels x frames x height x width): {listed}; "
-            "cache them at one size"
+            "cache them at one size, or one bucket for each output"
         )
     shortest = int(found[:, 1].min())
     if shortest < num_frames:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -22,12 +23,14 @@ from simda.config import Workers, on_role
 from simda.data.store import OutputStore
 from simda.data.uris import open_uri
 from simda.errors import ConfigError, SimdaError
+from simda.models.adapter_state import ADAPTER_FILE
 from simda.training.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoint_name
 from simda.training.curves import Curves
 from simda.training.latent_clips import LatentClips
 from simda.training.objective import ClipBatch
 from simda.training.step import AdapterTrainer, DivergenceError
 from simda.training.training_plan import (
+    ADAPTER_FOLDER,
     TrainingPlan,
     build_trainer,
     build_validation_objective,
@@ -36,11 +39,27 @@ from simda.training.training_plan import (
 )
 
 
-def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int) -> str:
+@dataclass(frozen=True)
+class Watch:
+    """What looks at adapters while they are trained, on other processes than the training's.
+
+    Attributes:
+        task: a Ray remote function of (steps done, content of the adapter's file, **settings).
+        settings: its further arguments.
+        every: steps between two looks; a multiple of those between checkpoints.
+    """
+
+    task: Any
+    settings: dict[str, Any]
+    every: int
+
+
+def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, watch: Watch | None = None) -> str:
     """Train a plan to its last step, from its last checkpoint if there is one; needs a Ray session.
 
     Args:
         max_failures: times that lost workers are replaced.
+        watch: what looks at the adapter as it is trained; the run ends when it has.
 
     Returns:
         URI of the last checkpoint.
@@ -55,7 +74,7 @@ def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int) -> str:
     filesystem, path = open_uri(store.uri)
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config=plan.to_settings(),
+        train_loop_config={"plan": plan.to_settings(), "watch": watch},
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
@@ -116,7 +135,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
     Returns:
         Why it diverged, if it did: the next attempt would again, so this is no failure for Ray Train to retry.
     """
-    plan = TrainingPlan.from_settings(settings)
+    plan, watch = TrainingPlan.from_settings(settings["plan"]), settings["watch"]
     torch.set_num_threads(plan.num_threads)
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     clips = open_clips(plan)
@@ -127,7 +146,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
         if found:
             trainer.load_state_dict(checkpoints.load(found))
         try:
-            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size)
+            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size, watch)
         except DivergenceError as error:
             return str(error)
     return None
@@ -140,8 +159,10 @@ def train_to_the_end(
     checkpoints: Checkpoints,
     rank: int,
     world_size: int,
+    watch: Watch | None = None,
 ) -> None:
-    """All steps that are left; rank 0 writes the curves and the checkpoints."""
+    """All steps that are left; rank 0 writes the curves and the checkpoints, and has the adapter looked at."""
+    looks: list[ray.ObjectRef] = []
     device = get_device()
     held_out, validation_objective = clips.held_out(rank, world_size), build_validation_objective(plan, clips)
     with open_curves(plan, trainer.num_steps_done) if rank == 0 else nullcontext() as curves:
@@ -155,7 +176,14 @@ def train_to_the_end(
             curves.add(done, metrics, waited_s, validation)
             if done % plan.checkpoint_every == 0 or is_last:
                 curves.write()
-                checkpoints.save(done, trainer.state_dict(), trained_adapter_files(trainer, plan))
+                adapter = trained_adapter_files(trainer, plan)
+                checkpoints.save(done, trainer.state_dict(), adapter)
+                if watch and (done % watch.every == 0 or is_last):
+                    weights = adapter[f"{ADAPTER_FOLDER}/{ADAPTER_FILE}"]
+                    looks.append(watch.task.remote(done, weights, **watch.settings))
+    # They belong to this process, and would end with it.
+    if looks:
+        ray.wait(looks, num_returns=len(looks))
 
 
 def open_curves(plan: TrainingPlan, num_steps_done: int) -> Curves:

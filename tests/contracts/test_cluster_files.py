@@ -22,6 +22,8 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from simda.cost import read_prices
+
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 PINS = dict(
@@ -34,7 +36,8 @@ IMAGE = f"YOUR_REGISTRY/simda:{PROJECT['version']}-ray{PINS['ray']}"
 WORKER_ROLES = ("cpu-decode", "gpu-encode", "gpu-train", "gpu-generate")
 CLOUDS, KUBERNETES = ("aws", "gcp"), ("kuberay_cluster", "kuberay_job")
 UP_FILES = (*CLOUDS, "on_premises")
-COMMAND_FILES = [CLUSTER / f"{name}.yaml" for name in (*UP_FILES, *KUBERNETES)] + [CLUSTER / "Dockerfile"]
+COMMAND_FILES = [CLUSTER / f"{name}.yaml" for name in (*UP_FILES, *KUBERNETES, "prices")]
+COMMAND_FILES += [CLUSTER / name for name in ("Dockerfile", "fake_cluster.py")]
 
 
 def load(name: str) -> Any:
@@ -259,6 +262,28 @@ def test_no_cluster_starts_from_a_file_with_blanks_in_it(name):
     assert f"replace these values in cluster/{name}.yaml" in ended.stderr
 
 
+def test_make_submit_prints_and_runs_the_job_and_refuses_what_is_no_command():
+    ended = make("--dry-run", "submit", "JOB=train", "CONFIG=a.yaml", "ARGS=num_steps=3")
+    assert ended.stdout.splitlines()[-1] == (
+        ".venv/bin/python cluster/submit_job.py --address http://127.0.0.1:8265 -- "
+        "python pipelines/train.py --config a.yaml num_steps=3"
+    )
+    ended = make("submit", "JOB=tarin", "VENV=/nonexistent")
+    assert ended.returncode == 2
+    assert "JOB=tarin is no command; give one of: make_sprites" in ended.stderr
+
+
+def test_example_prices_are_marked_as_such_and_are_of_the_machines_of_the_roles():
+    text = (CLUSTER / "prices.yaml").read_text()
+    assert "EXAMPLES, NOT PRICES" in text
+    prices = read_prices(str(CLUSTER / "prices.yaml"))
+    assert prices.currency == "EXAMPLE"
+    nodes = load("aws")["available_node_types"]
+    for role in WORKER_ROLES:
+        there = nodes[role]["resources"]
+        assert (prices.machines[role].cpus, prices.machines[role].gpus) == (there["CPU"], there.get("GPU", 0)), role
+
+
 # Closed to strangers
 
 
@@ -290,7 +315,9 @@ SECRETS = (
 )
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTER.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(path for path in CLUSTER.iterdir() if path.is_file()), ids=lambda path: path.name
+)
 def test_no_secret_is_written_down(path):
     text = path.read_text()
     for pattern in SECRETS:

@@ -64,10 +64,12 @@ def cluster() -> Iterator[Cluster]:
     # Short: the paths of Ray's sockets have 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="sf-"))
     environment = os.environ | {
-        "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "RAY_LOGGING_CONFIG_ENCODING": "JSON",
+        "TMPDIR": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "RAY_LOGGING_CONFIG_ENCODING": "JSON",
         "RAY_AUTH_MODE": "disabled",
         "RAY_worker_niceness": "0",
-    }  # fmt: skip
+    }
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "cluster/fake_cluster.py", "--dashboard-port", str(port), "--idle-s", "3"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -107,6 +109,7 @@ def test_a_queue_starts_machines_of_its_roles_and_idle_ones_go(cluster, tmp_path
         "python", "pipelines/cache_latents.py", "--config", "pipelines/configs/cache_latents_sprites.yaml",
         f"videos={tmp_path}/sprites/videos", f"captions={tmp_path}/sprites/captions.csv", f"output={tmp_path}/latents",
         "workers.role=gpu-encode", "planner_role=cpu-decode", "workers.num_workers=1", "max_failure_rate=0.5",
+        "clips_per_shard=1",
     )  # fmt: skip
     assert code == 0, log + err
     store = OutputStore(f"{tmp_path}/latents")

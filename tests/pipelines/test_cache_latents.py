@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
-from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS
+from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS
 from simda.data.store import OutputStore
 from simda.data.tensors import read_tensor
 from simda.data.video_io import read_all_frames, write_video
@@ -145,6 +146,14 @@ def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset
         ("filters.min_fps=30 filters.max_fps=20", "min_fps=30.0 is above max_fps=20.0"),
         ("filters.caption_pattern=a(", "is no regular expression"),
         ("filters.static_below=1 clips.num_frames=1", "clips of one frame never move"),
+        ("buckets=[64x64]", "'64x64' is no bucket"),
+        ("buckets=[64x64x4]", "height_px, width_px and clips.num_frames: no effect with buckets=['64x64x4']"),
+        ("buckets=[66x64x4] height_px=256 width_px=256 clips.num_frames=16", "multiples of 4"),
+        ("clips.shot_threshold=2", "clips.shot_threshold: no effect"),
+        ("clips.spans=whole clips.fps=4", "clips.fps: no effect"),
+        ("variants.mirror=true", "variants.min_side and variants.mirror: no effect"),
+        ("autoencoder={d}/nowhere", "nowhere is no directory"),
+        ("autoencoder={d}/tiny keep_spread=true", "AutoencoderTiny has no posterior"),
         ("filters.min_width=64", "unknown setting; did you mean filters.min_"),
     ],
 )
@@ -152,6 +161,8 @@ def test_bad_settings_stop_it_before_it_starts(dataset, run, pipeline, change, m
     pipeline("cache_latents")
     request.getfixturevalue("without_ray")
     (dataset / "empty").mkdir()
+    widths = {f"{part}_block_out_channels": (8,) * 4 for part in ("encoder", "decoder")}
+    AutoencoderTiny(**widths).save_pretrained(dataset / "tiny")
     (dataset / "columns.csv").write_text("video,text\nsprite-000000.mp4,x\n")
     (dataset / "others.csv").write_text("video,caption\nother.mp4,x\n")
     names = sorted(path.name for path in (dataset / "videos").iterdir())[:2]
@@ -217,6 +228,51 @@ def test_what_is_filtered_is_no_failure_and_is_not_looked_at_again(local_ray, da
     assert files(dataset / "latents") == before
     code, _, err = run("cache_latents", *settings, "filters.min_caption_words=2")
     assert (code, "filters.min_caption_words: 3 -> 2" in err) == (2, True)
+
+
+@pytest.mark.ray
+def test_buckets_shots_variants_spread_and_tokens(local_ray, dataset, run):
+    """Two shots high and one shot wide; each clip in its bucket, thrice, in files of one bucket each."""
+    shutil.rmtree(dataset / "videos")
+    scenes = np.random.default_rng(0).integers(0, 255, (3, 1, 48, 64, 3), dtype=np.uint8)
+    cut = np.concatenate([scenes[0].repeat(9, axis=0), scenes[1].repeat(5, axis=0)])
+    for name, frames in (("high", cut.swapaxes(1, 2)), ("wide", scenes[2].repeat(4, axis=0))):
+        write_video(frames, f"{dataset}/videos/{name}.mp4", 8)
+        (dataset / "videos" / f"{name}.txt").write_text(f"something {name}")
+    settings = (
+        "base_model=sprites",
+        f"videos={dataset}/videos",
+        f"output={dataset}/latents",
+        "buckets=[48x64x8,64x48x8,48x64x4,64x48x4]",
+        "clips.spans=shots",
+        "variants.num_variants=3",
+        "keep_spread=true",
+        "text=tokens",
+        "dtype=bfloat16",
+    )
+    code, summary, err = run("cache_latents", *settings)
+    assert code == 0, err
+    # High: 8 of 9 frames, 4 of 5; wide: 4.
+    assert summary["rows_per_bucket"] == {"48x64x4": 3, "64x48x4": 3, "64x48x8": 3}
+    assert (summary["num_captions"], summary["filtered_by"]) == (3, {})
+    store = OutputStore(f"{dataset}/latents")
+    rows = store.read_table(LATENTS).to_pylist()
+    assert {(Path(row["video_uri"]).stem, row["start_s"], row["num_frames"]) for row in rows} == {
+        ("high", 0.0, 8),
+        ("high", 1.125, 4),
+        ("wide", 0.0, 4),
+    }
+    assert all(len(row["latents_std"]) == len(row["latents"]) for row in rows)
+    assert store.ids(TEXT_TOKENS, "caption") == {"", "something high", "something wide"}
+    assert store.shard_names(TEXT_EMBEDDINGS) == []
+    for name in store.shard_names(LATENTS):
+        shapes = store.open_shard(LATENTS, name).read(["latents_shape"])["latents_shape"].to_pylist()
+        assert len({tuple(shape) for shape in shapes}) == 1
+
+    code, again, _ = run("cache_latents", *settings)
+    assert (code, again["num_new"], again["num_done"]) == (0, 0, 9)
+    code, inspected, err = run("inspect_latents", f"data={dataset}/latents", "base_model=sprites", "num_shown=9")
+    assert (code, inspected["rows_per_bucket"]) == (0, summary["rows_per_bucket"]), err
 
 
 def test_a_list_gives_the_clips_that_the_directory_gives(dataset, pipeline):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import time
@@ -88,7 +89,8 @@ def test_a_row_gives_the_same_video_alone_in_a_batch_and_in_any_order(local_ray,
 @pytest.mark.ray
 def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, tmp_path):
     """From a list in another format, with samplers of the rows' own, into folders, with other files beside."""
-    rows = [{"prompt": "a red star"}, {"prompt": "../../x \x01 猫", "scheduler": "dpm++", "guidance_rescale": 0.7}]
+    hostile = "../../x \x00\x1b[2J </script> 猫 👩‍👩‍👧 \u202eعربي\u2028 " + "long " * 2000
+    rows = [{"prompt": "a red star"}, {"prompt": hostile, "scheduler": "dpm++", "guidance_rescale": 0.7}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = (*SETTINGS, "adapter=none", f"output={tmp_path}/out", f"prompts={tmp_path}/p.jsonl")
     words += ("sharded=true", "also_write=[gif]")
@@ -100,6 +102,7 @@ def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, t
     table = OutputStore(f"{tmp_path}/out").read_table(GENERATED).to_pylist()
     assert sorted(row["scheduler"] for row in table) == ["DDIMScheduler"] * 2 + ["DPMSolverMultistepScheduler"] * 2
     assert len({row["seed"] for row in table}) == 4
+    assert {row["prompt"] for row in table} == {"a red star", hostile.strip()}
     for row in table:
         assert re.fullmatch(f"videos/[0-9a-f]{{2}}/{row['prompt_id']}.mp4", row["video_uri"])
         assert (tmp_path / "out" / row["video_uri"]).is_file()
@@ -205,13 +208,15 @@ def test_a_second_run_makes_only_what_is_missing(local_ray, run, tmp_path):
 
 @pytest.mark.ray
 def test_killed_and_run_again_it_makes_the_videos_of_an_undisturbed_run(local_ray, run, kill, tmp_path):
+    """Killed at one of several moments: as a video or a row's file is being written, or just was."""
     words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
     out = tmp_path / "out"
-    kill("generate", (*words, f"output={out}"), lambda: any((out / "videos").glob("*.mp4")))
+    pattern, number = random.choice([(kind, number) for kind in ("videos/*", "data/*") for number in (1, 2)])
+    kill("generate", (*words, f"output={out}"), lambda: len(list(out.glob(pattern))) >= number)
     assert not (out / "_manifest.json").exists()
     before = files_of(out / "data")
     code, summary, err = run("generate", *words, f"output={out}")
-    assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 3 - len(before)), err
+    assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 3 - len(before)), (pattern, number, err)
     assert before.items() <= files_of(out / "data").items()
 
     assert run("generate", *words, f"output={tmp_path}/undisturbed")[0] == 0

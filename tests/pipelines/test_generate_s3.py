@@ -27,6 +27,7 @@ SETTINGS = (
     ),
     *("sampling.num_frames=3", "sampling.height_px=32", "sampling.width_px=32", "sampling.num_inference_steps=12"),
 )
+BUCKET = "videos"
 PROMPTS = "prompt_id,prompt,seed\na,a red star,1\nb,a ring,2\nc,a white square,3\nd,a star,4\n"
 # In front of a server whose memory must outlive it: to the clients, killing this is killing the server.
 DOOR = """
@@ -75,7 +76,7 @@ class Door:
 
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[tuple[Any, Door]]:
-    """A client of the server itself, which has a bucket `b`, and the door for all others."""
+    """A client of the server itself, which has the bucket, and the door for all others."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -87,8 +88,8 @@ def bucket(monkeypatch) -> Iterator[tuple[Any, Door]]:
     for name, value in {**access, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}"}.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    client.create_bucket(Bucket="b")
-    client.put_object(Bucket="b", Key="prompts.csv", Body=PROMPTS.encode())
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="prompts.csv", Body=PROMPTS.encode())
     yield client, door
     door.shut()
     server.stop()
@@ -96,9 +97,9 @@ def bucket(monkeypatch) -> Iterator[tuple[Any, Door]]:
 
 def files_of(client: Any) -> dict[str, bytes]:
     """All files of rows, by their names in the output."""
-    keys = [item["Key"] for item in client.list_objects_v2(Bucket="b", Prefix="out/").get("Contents", [])]
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix="out/").get("Contents", [])]
     kept = [key for key in keys if key.endswith((".mp4", ".gif"))]
-    return {key.removeprefix("out/"): client.get_object(Bucket="b", Key=key)["Body"].read() for key in kept}
+    return {key.removeprefix("out/"): client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in kept}
 
 
 def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
@@ -112,7 +113,7 @@ def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
 @pytest.mark.ray
 def test_a_server_that_is_gone_for_a_while_costs_nothing(local_ray, run, bucket, tmp_path):
     client, door = bucket
-    words = (*SETTINGS, "prompts=s3://b/prompts.csv", "output=s3://b/out")
+    words = (*SETTINGS, "prompts=s3://videos/prompts.csv", "output=s3://videos/out")
     command = [sys.executable, PIPELINE, *words]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_for(lambda: files_of(client), job)
@@ -125,7 +126,8 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing(local_ray, run, bucket,
     assert len(shut_with) < 8
     code, summary, err = run("generate", *words)
     assert (code, summary["num_new"], summary["num_done"], summary["num_failed"]) == (0, 0, 4, 0), err
-    assert [row["prompt_id"] for row in OutputStore("s3://b/out").read_table(GENERATED).to_pylist()] == list("abcd")
+    table = OutputStore("s3://videos/out").read_table(GENERATED)
+    assert table["prompt_id"].to_pylist() == list("abcd")
 
     (tmp_path / "prompts.csv").write_text(PROMPTS)
     assert run("generate", *SETTINGS, f"prompts={tmp_path}/prompts.csv", f"output={tmp_path}/out")[0] == 0

@@ -23,7 +23,8 @@ from simda.config import load_config
 from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
-from simda.models.adapter_state import read_adapter_header
+from simda.data.video_io import read_all_frames, read_video_metadata
+from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
@@ -131,6 +132,10 @@ def finished(words: tuple[str, ...], tmp_path_factory, local_ray, kill, train) -
     run again, and one of its workers was killed.
     """
     output = tmp_path_factory.mktemp("train") / "run"
+    prompts = output.parent / "prompts.csv"
+    prompts.write_text("prompt,prompt_id\na red ball,ball\na blue box,box\n")
+    videos = f"{{prompts: {prompts}, every: 6, num_inference_steps: 2, guidance_scale: 1}}"
+    words = (*words, f"validation_videos={videos}")
     latest = output / "checkpoints" / "step-00000004"
     kill("train", (*words, f"output={output}"), (latest / "checkpoint.json").exists)
     assert not (output / "_manifest.json").exists()
@@ -279,9 +284,23 @@ def test_the_result_says_where_it_comes_from(finished: Path, base_model: str):
     assert header.provenance["num_steps_done"] == NUM_STEPS
     assert header.provenance["config"]["base_model"] == base_model
     assert header.provenance["data"]["num_clips"] == 10
+    card = (finished / "adapter" / "README.md").read_text()
+    assert f"Adapters of {count_adapter_parameters(str(finished / 'adapter')):,} parameters" in card
+    assert f"| step | {NUM_STEPS} |" in card
     assert Image.open(finished / "curves.png").format == "PNG"
     # The run that went on at step 3 wrote one, and so did the one after the worker was killed.
     assert (finished / "tensorboard" / "events.out.tfevents.0000000002.simda").exists()
+
+
+@pytest.mark.ray
+def test_videos_of_fixed_prompts_show_the_adapter_as_it_is_trained(finished: Path):
+    folders = sorted((finished / "validation").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000006", f"step-{NUM_STEPS:08d}"]
+    for folder in folders:
+        assert sorted(file.name for file in folder.iterdir()) == ["ball.mp4", "box.mp4", "grid.png"]
+        assert read_all_frames(str(folder / "ball.mp4")).shape == (3, 32, 32, 3)
+    first, last = (read_video_metadata(str(folder / "ball.mp4"))["num_steps_done"] for folder in folders)
+    assert (first, last) == ("6", str(NUM_STEPS))
 
 
 @pytest.mark.ray
@@ -353,6 +372,9 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),
         ("base_model=/nowhere", "base_model=/nowhere"),
+        ("push_to_hub=mine", "push_to_hub='mine' has no owner"),
+        ("validation_videos={prompts: /nowhere.csv, every: 4}", "/nowhere.csv"),
+        ("validation_videos={prompts: /nowhere.csv, every: 5}", "every=5 is no multiple of checkpoint_every=2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(

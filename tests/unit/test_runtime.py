@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def run(config: Settings) -> dict[str, Any]:
 
 
 def dry_run(config: Settings) -> dict[str, Any]:
-    return {"planned": config.num_rows}
+    return {"planned": config.num_rows, "seconds_left": 600, "workers": {"num_workers": 2}}
 
 
 def exit_code(*words: str) -> int:
@@ -47,6 +48,9 @@ def exit_code(*words: str) -> int:
         (["num_row=1"], 2),
         (["--dryrun"], 2),
         (["--config"], 2),
+        (["--prices", "prices.yaml"], 2),
+        (["--dry-run", "--prices"], 2),
+        (["--dry-run", "--prices", "/nowhere/prices.yaml"], 2),
         (["--help"], 0),
     ],
 )
@@ -63,6 +67,14 @@ def test_the_last_line_of_stdout_is_the_summary(capsys: pytest.CaptureFixture[st
 def test_a_dry_run_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--dry-run", "fault=program") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["planned"] == 10
+
+
+def test_a_dry_run_with_prices_tells_the_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prices.yaml").write_text("currency: EUR\nmachines: {any: {per_hour: 6, cpus: 16}}\n")
+    assert exit_code("--dry-run", "--prices", f"{tmp_path}/prices.yaml") == 0
+    cost = json.loads(capsys.readouterr().out.splitlines()[-1])["cost"]
+    # Ten minutes on one machine.
+    assert (cost["price"], cost["currency"], cost["num_machines"]) == (1.0, "EUR", 1)
 
 
 def test_errors_for_people_have_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 
 from simda.data.clip_filter import Rejection
-from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, clip_times, list_videos, plan_clips
-from simda.data.frame_buckets import Bucket
+from simda.data.clip_plan import (
+    Clip,
+    ClipRule,
+    Span,
+    VideoSource,
+    clip_times,
+    list_videos,
+    plan_clips,
+    variant_crop,
+    variants_of,
+)
+from simda.data.frame_buckets import Bucket, parse_buckets
+from simda.data.frame_size import Crop, draw_crop
 from simda.data.video_io import probe, read_frames
 from simda.errors import ConfigError, InputError
 
@@ -190,6 +201,86 @@ def test_an_id_changes_with_all_that_decides_the_latents_and_nothing_else(make_v
         plan_clips(SOURCE, info, rule, Span(("x",)), "k")[0][1].clip_id,
     }
     assert len(others | same) == 9
+
+
+SHOTS = [(0.0, 1.0), (1.0, 1.25), (1.25, 4.0)]
+
+
+def test_clips_of_shots_hold_no_cut_and_take_the_captions_in_turn(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=32, fps=8))
+    rule = rule_of(8, 8, spans="shots")
+    clips, _ = plan_clips(SOURCE, info, rule, Span(("x", "y")), "key", SHOTS)
+    assert [(clip.start_s, clip.end_s, clip.caption) for clip in clips] == [
+        (0.0, 1.0, "x"),
+        (1.25, 2.25, "y"),
+        (2.25, 3.25, "x"),
+    ]
+    within, _ = plan_clips(SOURCE, info, rule, Span(("x",), 0.5, 3.0), "key", SHOTS)
+    assert [(clip.start_s, clip.end_s) for clip in within] == [(1.25, 2.25)]
+    chosen, _ = plan_clips(SOURCE, info, replace(rule, max_clips_per_video=2), Span(("x",)), "key", SHOTS)
+    assert [clip.start_s for clip in chosen] == [0.0, 2.25]
+
+
+def test_shots_that_are_all_too_short_have_one_reason(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=16, fps=8))
+    shots = [(0.0, 0.5), (0.5, 1.25), (1.25, 2.0)]
+    assert plan_clips(SOURCE, info, rule_of(8, 8, spans="shots"), Span(("x",)), "key", shots) == (
+        [],
+        Rejection("too_short", "the longest of 3 shots gives 6 frames at 8 fps, a clip needs 8"),
+    )
+
+
+def test_a_whole_video_is_one_clip_spread_over_it(make_video: MakeVideo) -> None:
+    video = make_video("a.mp4", num_frames=30, fps=10)
+    rule = rule_of(6, 8, spans="whole")
+    (clip,), _ = plan_clips(SOURCE, probe(video), rule, Span(("x",)), "key")
+    assert (clip.start_s, clip.end_s, clip.fps) == (0.0, 3.0, 2.0)
+    frames, _ = read_frames(video, clip_times(clip.start_s, clip.fps, clip.num_frames), 48, 64)
+    assert read_numbers(frames) == [0, 5, 10, 15, 20, 25]
+    (part,), _ = plan_clips(SOURCE, probe(video), rule, Span(("x",), 1.0, 2.0), "key")
+    assert (part.start_s, part.end_s, part.fps) == (1.0, 2.0, 6.0)
+
+    long = rule_of(31, 8, spans="whole")
+    nothing, reason = plan_clips(SOURCE, probe(video), long, Span(("x",)), "key")
+    assert (nothing, reason and reason.filter) == ([], "too_short")
+    (stretched,), _ = plan_clips(SOURCE, probe(video), replace(long, repeat_frames=True), Span(("x",)), "key")
+    assert len(read_frames(video, clip_times(0.0, stretched.fps, 31), 48, 64)[0]) == 31
+
+
+def test_clips_get_the_longest_bucket_that_is_left_for_them(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=30, fps=8))
+    buckets = parse_buckets(["48x64x4", "48x64x16", "64x48x2", "96x128x8"])
+    clips, _ = plan_clips(SOURCE, info, ClipRule(buckets, 8), Span(("x",)), "key")
+    assert [(clip.start_s, clip.height_px, clip.width_px, clip.num_frames) for clip in clips] == [
+        (0.0, 48, 64, 16),
+        (2.0, 48, 64, 4),
+        (2.5, 48, 64, 4),
+        (3.0, 48, 64, 4),
+    ]
+    overlapping, _ = plan_clips(SOURCE, info, ClipRule(buckets, 8, stride_frames=12), Span(("x",)), "key")
+    assert [(clip.start_s, clip.num_frames) for clip in overlapping] == [(0.0, 16), (1.5, 16), (3.0, 4)]
+
+
+def test_variants_have_ids_of_their_own_and_crops_that_depend_on_them(make_video: MakeVideo) -> None:
+    info = probe(make_video("a.mp4", num_frames=8, fps=8))
+    (clip,), _ = plan_clips(SOURCE, info, rule_of(8, 8), Span(("x",)), "key")
+    variants = variants_of(clip, 4)
+    assert variants[0] is clip
+    assert [variant.variant for variant in variants] == [0, 1, 2, 3]
+    assert len({variant.clip_id for variant in variants}) == 4
+    assert variants_of(clip, 2) == variants[:2]
+
+    crops = [variant_crop(variant.clip_id, variant.variant, 0.5, True) for variant in variants]
+    assert crops[0] == Crop()
+    assert len(set(crops)) == 4
+    assert crops == [variant_crop(variant.clip_id, variant.variant, 0.5, True) for variant in variants]
+    assert all(0.5 <= crop.side <= 1 and 0 <= crop.top <= 1 and 0 <= crop.left <= 1 for crop in crops)
+
+
+def test_half_of_the_crops_are_mirrored_if_they_may_be() -> None:
+    crops = [draw_crop(seed, 0.8, may_mirror=True) for seed in range(200)]
+    assert 70 < sum(crop.mirrored for crop in crops) < 130
+    assert [replace(crop, mirrored=False) for crop in crops] == [draw_crop(seed, 0.8, False) for seed in range(200)]
 
 
 @pytest.mark.parametrize("change", [{"fps": 0}, {"num_variants": 0}, {"stride_frames": 0}, {"max_clips_per_video": -1}])

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from simda.data.frame_size import fit_frame, orient_frame
+from simda.data.frame_size import Crop, fit_frame, orient_frame
 from simda.data.video_decoders import decode_with_decord, decode_with_pyav, frame_numbers, suits_decord
 from simda.data.video_index import index_video
 from simda.data.video_io import (
@@ -388,3 +388,25 @@ def test_the_corpus_decodes_or_says_why_not(row: dict[str, str] | None) -> None:
     aspect = 1 / info.pixel_aspect if info.rotation_deg % 180 else info.pixel_aspect
     np.testing.assert_array_equal(frames[1], fit_frame(picture, 32, 32, aspect))
     assert decoder in ("decord", "pyav")
+
+
+def test_a_crop_shows_its_part_of_the_picture(make_video: MakeVideo) -> None:
+    picture = np.zeros((40, 80, 3), dtype=np.uint8)
+    picture[:, :, 0] = np.arange(80) * 3
+    picture[:, :, 1] = np.arange(40)[:, None] * 6
+
+    def corners(crop: Crop) -> list[int]:
+        fitted = fit_frame(picture, 20, 20, crop=crop).astype(int)
+        return [round(value) for value in (fitted[10, 1, 0] / 3, fitted[10, -2, 0] / 3, fitted[1, 10, 1] / 6)]
+
+    left, right, top = corners(Crop())
+    assert (left, right, top) == pytest.approx((23, 57, 2), abs=1)
+    assert corners(Crop(left=0.0)) == pytest.approx([left - 20, right - 20, top], abs=1)
+    assert corners(Crop(left=1.0, mirrored=True)) == pytest.approx([right + 20, left + 20, top], abs=1)
+    half = corners(Crop(side=0.5, top=1.0))
+    assert half == pytest.approx([31, 48, 21], abs=1)
+
+    video = make_video("a.mp4", num_frames=3)
+    straight, _ = read_frames(video, [0.0, 0.25], 48, 64)
+    mirrored, _ = read_frames(video, [0.0, 0.25], 48, 64, Crop(mirrored=True))
+    np.testing.assert_array_equal(mirrored, straight[:, :, ::-1])

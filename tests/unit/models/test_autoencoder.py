@@ -13,6 +13,7 @@ from simda.models.autoencoder import (
     decode_latents,
     describe_autoencoder,
     encode_frames,
+    encode_frames_with_spread,
     num_values,
     spatial_factor,
 )
@@ -132,3 +133,16 @@ def test_sizes_that_do_not_fit_are_refused(vae, height_px, width_px, nearest):
 def test_frames_that_do_not_fit_are_refused(vae):
     with pytest.raises(ConfigError, match="frames of 16x15 pixels"):
         encode_frames(vae, torch.zeros(1, 1, 15, 16, 3, dtype=torch.uint8))
+
+
+def test_the_spread_is_the_posteriors_on_the_scale_of_the_latents(vae, frames):
+    latents, spread = encode_frames_with_spread(vae, frames, frames_per_pass=4)
+    torch.testing.assert_close(latents, encode_frames(vae, frames), rtol=1e-4, atol=1e-5)
+    posterior = vae.encode(image_of(frames[1, 2])).latent_dist
+    torch.testing.assert_close(spread[1, :, 2], posterior.std[0] * 0.37, rtol=1e-4, atol=1e-6)
+    assert (spread > 0).all()
+
+
+def test_an_autoencoder_without_a_posterior_has_no_spread(tiny_vae, frames):
+    with pytest.raises(ConfigError, match="AutoencoderTiny has no posterior"):
+        encode_frames_with_spread(tiny_vae, frames)

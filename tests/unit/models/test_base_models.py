@@ -172,6 +172,27 @@ def test_a_model_of_another_family_is_refused(copied, part, changes, fault):
         resolve_base_model(copied)
 
 
+def test_an_autoencoder_of_its_own_directory_is_the_same_one(base_model, tmp_path):
+    folder = shutil.copytree(Path(base_model, "vae"), tmp_path / "alone")
+    assert autoencoder_identity("sprites", str(folder)) == autoencoder_identity(base_model)
+    assert autoencoder_identity("sprites") != autoencoder_identity(base_model)
+    alone, inside = load_autoencoder("sprites", autoencoder=str(folder)), load_autoencoder(base_model)
+    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), inside.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("nowhere", "is no directory"),
+        ("unet", "is UNet2DConditionModel; known are AutoencoderKL"),
+        ("", "config.json is missing"),
+    ],
+)
+def test_directories_without_an_autoencoder(base_model, folder, told):
+    with pytest.raises(InputError, match=told):
+        load_autoencoder("sprites", autoencoder=str(Path(base_model, folder)))
+
+
 def test_an_upscaler_is_told_by_its_unet(upscaler, base_model, tmp_path):
     assert is_upscaler_model(upscaler)
     assert not is_upscaler_model(base_model)

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+import uuid
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from simda.data.clip_plan import Clip
+from simda.data.clip_plan import Clip, variants_of
 from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
-from simda.data.tensors import read_tensor
+from simda.data.tensors import bfloat16_to_float32, read_tensor, tensor_from_bytes
 from simda.data.video_io import read_all_frames, read_video_metadata, write_video
+from simda.models.autoencoder import encode_frames_with_spread
+from simda.models.base_models import load_autoencoder
 from simda.sprites import world
 from simda.stages.encode_clips import EncodeClips, is_chosen
 
@@ -31,22 +35,27 @@ def videos(tmp_path: Path) -> dict[str, str]:
 
 
 def encode(
-    output: Path, videos: dict[str, str], preview_every: int | None = None, keeps_low_res: bool = False, **filters: Any
+    output: Path,
+    videos: dict[str, str],
+    preview_every: int | None = None,
+    settings: dict[str, Any] | None = None,
+    clips: list[Clip] | None = None,
+    **filters: Any,
 ) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
         base_model="sprites",
         output=str(output),
-        dtype="float16",
         device="cpu",
         threads=1,
         provenance={},
         clip_filter=filters,
         video_timeout_s=30,
         preview_every=preview_every,
-        keeps_low_res=keeps_low_res,
+        **{"dtype": "float16"} | (settings or {}),
     )
-    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64)) | {"attempt": 1} for name, uri in videos.items()]
-    told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
+    clips = clips or [Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64) for name, uri in videos.items()]
+    rows = [asdict(clip) | {"attempt": 1} for clip in clips]
+    told = stage({name: np.array([row[name] for row in rows]) for name in rows[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
 
@@ -103,9 +112,47 @@ def test_which_clips_are_previewed_depends_on_the_id_alone() -> None:
     assert {row_id for row_id in reversed(ids) if is_chosen(row_id, 40)} < chosen
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_with_the_posteriors_spread(videos: dict[str, str], tmp_path: Path, dtype: str) -> None:
+    moving = {"moving": videos["moving"]}
+    _, plain = encode(tmp_path / "plain", moving, settings={"dtype": dtype})
+    _, store = encode(tmp_path / "out", moving, settings={"dtype": dtype, "keep_spread": True})
+    (row,), (plain_row,) = (each.read_table(LATENTS).to_pylist() for each in (store, plain))
+    assert plain_row["latents_std"] is None
+    assert plain_row == row | {"latents_std": None}
+    spread = tensor_from_bytes(row["latents_std"], row["latents_shape"], row["latents_dtype"])
+    values = bfloat16_to_float32(spread) if dtype == "bfloat16" else spread
+    frames = torch.from_numpy(read_all_frames(videos["moving"]))[None]
+    expected = encode_frames_with_spread(load_autoencoder("sprites"), frames)[1][0].numpy()
+    np.testing.assert_allclose(values, expected, rtol=1e-2, atol=1e-6)
+
+
+def test_clips_of_several_buckets_and_variants(videos: dict[str, str], tmp_path: Path) -> None:
+    whole = Clip(str(uuid.UUID(int=7)), videos["moving"], 0.0, 0.5, 8.0, 4, "x", 64, 64)
+    clips = [
+        *variants_of(whole, 3),
+        replace(whole, clip_id="short", num_frames=2),
+        replace(whole, clip_id="wide", height_px=32),
+    ]
+    crops = {"crops": {"min_side": 0.7, "may_mirror": True}}
+    told, store = encode(tmp_path / "out", videos, clips=clips, settings=crops)
+    assert set(told["error_type"]) == {""}
+    rows = {row["clip_id"]: row for row in store.read_table(LATENTS).to_pylist()}
+    assert [rows[clip.clip_id]["latents_shape"] for clip in clips] == [[4, 4, 16, 16]] * 3 + [
+        [4, 2, 16, 16],
+        [4, 4, 8, 16],
+    ]
+    assert [rows[clip.clip_id]["variant"] for clip in clips] == [0, 1, 2, 0, 0]
+    assert len({rows[clip.clip_id]["latents"] for clip in clips[:3]}) == 3
+    _, plain = encode(tmp_path / "plain", videos, clips=[whole])
+    assert plain.read_table(LATENTS).to_pylist() == [rows[whole.clip_id]]
+    _, again = encode(tmp_path / "again", videos, clips=clips[::-1], settings=crops)
+    assert again.read_table(LATENTS).equals(store.read_table(LATENTS))
+
+
 def test_for_an_upscaler_the_frames_are_kept_in_low_resolution(videos: dict[str, str], tmp_path: Path) -> None:
     moving = {"moving": videos["moving"]}
-    _, store = encode(tmp_path / "out", moving, keeps_low_res=True)
+    _, store = encode(tmp_path / "out", moving, settings={"keeps_low_res": True})
     (row,) = store.read_table(LATENTS).to_pylist()
     assert np.array_equal(read_tensor(row, "low_res"), make_low_res(read_all_frames(videos["moving"])))
     _, store = encode(tmp_path / "other", moving)

@@ -129,3 +129,16 @@ def test_of_equal_files_one_is_planned_and_all_spans_of_the_other_are_filtered(v
     assert marked[-1]["message"] == f"holds the same bytes as {video}"
     marked = mark_duplicates(planned, videos, set())
     assert {row["video_uri"] for row in marked if not row["filter"]} == {first}
+
+
+def test_shots_are_found_by_the_decoder_and_clips_keep_within_them(tmp_path: Path) -> None:
+    scenes = np.random.default_rng(0).integers(0, 255, (2, 1, 48, 64, 3), dtype=np.uint8)
+    path = str(tmp_path / "a.mp4")
+    write_video(np.concatenate([scenes[0].repeat(6, axis=0), scenes[1].repeat(10, axis=0)]), path, 8)
+    rule = replace(RULE, spans="shots", num_variants=2)
+    rows = plan(row_of(path), rule)
+    assert [(row["start_s"], row["variant"]) for row in rows] == [
+        (start_s, variant) for start_s in (0.0, 0.75, 1.25) for variant in (0, 1)
+    ]
+    assert len({row["clip_id"] for row in rows}) == 6
+    assert [row["start_s"] for row in plan(row_of(path), replace(rule, max_clips_per_video=1))] == [0.0, 0.0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
+from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
 from simda.errors import ConfigError, InputError
@@ -151,6 +151,16 @@ def test_a_table_is_refused_with_what_is_wrong(tmp_path: Path):
     for number, (message, rows) in enumerate(cases.items()):
         with pytest.raises(InputError, match=message):
             LatentClips(write_tables(tmp_path / str(number), rows), num_frames=6, seed=0)
+
+
+def test_a_table_with_token_ids_alone_is_refused(tmp_path: Path):
+    store = OutputStore(str(tmp_path))
+    store.write_shard(LATENTS, build_table(LATENTS, [latents_row(0)], {}))
+    ids = {"caption_id": caption_id(""), "caption": "", **tensor_columns("token_ids", np.zeros(3, np.int32))}
+    store.write_shard(TEXT_TOKENS, build_table(TEXT_TOKENS, [ids], {}))
+    store.write_manifest({})
+    with pytest.raises(InputError, match="holds token ids in place of text embeddings"):
+        LatentClips(store.uri, 6, seed=0)
 
 
 def test_missing_unfinished_and_empty_outputs_are_refused(tmp_path: Path):
