@@ -35,8 +35,8 @@ from simda.models.video_unet import predict
 
 Frames = np.ndarray | Tensor | Sequence[PIL.Image.Image]
 DECODED_TILES = 2
-"""Side of the tiles that are decoded, in tiles of the network: an autoencoder's normalisation ties the colours of a tile
-to all of it, so that small ones differ."""
+"""Side of the tiles that are decoded, in tiles of the network: an autoencoder's normalisation ties the colours of a
+tile to all of it, so that small ones differ."""
 FRAMES_PER_DECODE = 4
 """Fewer than `TextToVideoPipeline` takes, since frames are sixteen times as large."""
 
