@@ -338,6 +338,7 @@ def clip_rule(config: CacheLatentsConfig) -> ClipRule:
         ConfigError: a bucket that is none, or settings of which one would have no effect.
     """
     clips, plain = config.clips, Clips()
+    buckets = parse_buckets(config.buckets)
     idle = []
     if config.buckets:
         sizes = (config.height_px, config.width_px, clips.num_frames)
@@ -355,9 +356,7 @@ def clip_rule(config: CacheLatentsConfig) -> ClipRule:
         )
     settings = asdict(clips)
     only = Bucket(config.height_px, config.width_px, settings.pop("num_frames"))
-    return ClipRule(
-        buckets=parse_buckets(config.buckets) or (only,), num_variants=config.variants.num_variants, **settings
-    )
+    return ClipRule(buckets=buckets or (only,), num_variants=config.variants.num_variants, **settings)
 
 
 def crop_settings(config: CacheLatentsConfig) -> Row | None:
