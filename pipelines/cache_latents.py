@@ -56,7 +56,13 @@ from simda.models.autoencoder import (
     num_values,
     spatial_factor,
 )
-from simda.models.base_models import autoencoder_identity, is_upscaler_model, load_autoencoder, text_identity
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    is_upscaler_model,
+    load_autoencoder,
+    text_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
@@ -262,7 +268,7 @@ def dry_run(config: CacheLatentsConfig) -> Row:
     videos, strays = find_videos(config)
     resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
     buckets = clip_rule(config).buckets
-    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
+    vae = autoencoder_architecture(config.base_model, config.autoencoder)
     value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
     return {
         "num_videos": len(videos),

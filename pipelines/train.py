@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
 import ray
@@ -43,6 +43,7 @@ from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
+from simda.training.step import native_precision
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
 from simda.training.worker import Watch, run_workers
 
@@ -50,7 +51,7 @@ from simda.training.worker import Watch, run_workers
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
     "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
-    "validation_videos",
+    "validation_videos", "min_workers",
 )  # fmt: skip
 
 
@@ -137,11 +138,15 @@ class TrainConfig:
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and
+    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
     workers: Workers = Workers()
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers that it goes on with where there is no room for workers.num_workers, as when machines are taken
+    away; it grows again, from the last checkpoint each time, with the same result. None waits for room for all."""
     max_worker_failures: int = Field(default=2, ge=0)
     """Times that crashed workers are replaced, from the last checkpoint, before the command fails."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -164,6 +169,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)
@@ -179,7 +185,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     workers = config.workers
     telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
     with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
-        checkpoint = run_workers(plan, workers, config.max_worker_failures, watch_of(config, clips, prompts))
+        checkpoint = run_workers(
+            plan, workers, config.max_worker_failures, watch_of(config, clips, prompts), config.min_workers
+        )
     last = read_metrics(store)[-1]
     adapter = publish(config, store, checkpoint, last)
     summary = {
@@ -241,6 +249,12 @@ def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, An
     return Watch(task, settings, videos.every)
 
 
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """The same with `auto` decided, so that all that is recorded of a run says what it was."""
+    device = config.workers.device
+    return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
+
+
 def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
     """The adapter of the last checkpoint as the result, with its card; returns its directory.
 
@@ -259,6 +273,7 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)
@@ -294,17 +309,30 @@ def open_latents(config: TrainConfig) -> LatentClips:
     Raises:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
-    passes = config.workers.num_workers * config.num_accumulated
-    if config.batch_size % passes:
-        raise ConfigError(
-            f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
-            f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
-        )
+    check_shares(config)
     needs_low_res = highest_noise_level(config) is not None
     clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips, needs_low_res)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
+
+
+def check_shares(config: TrainConfig) -> None:
+    """Every number of workers that there may be shares a batch equally.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    most = config.workers.num_workers
+    if config.min_workers and config.min_workers > most:
+        raise ConfigError(f"min_workers={config.min_workers} is above workers.num_workers={most}")
+    each = [number * config.num_accumulated for number in range(config.min_workers or most, most + 1)]
+    if any(config.batch_size % passes for passes in each):
+        numbers = f"min_workers={config.min_workers} to " if config.min_workers else ""
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
+            f"num_accumulated={config.num_accumulated}; use a multiple of {math.lcm(*each)}"
+        )
 
 
 def highest_noise_level(config: TrainConfig) -> int | None:

@@ -220,7 +220,7 @@ def local_copy(uri: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="simda-") as folder:
             # Of its name only the ending, which decoders look at: a member may be called anything.
             copy = Path(folder) / f"member{os.path.splitext(member['name'])[1]}"
-            copy.write_bytes(_read_range(member["file"], int(member["offset"]), int(member["size"])))
+            copy.write_bytes(read_range(member["file"], int(member["offset"]), int(member["size"])))
             yield str(copy)
         return
     if is_local(uri):
@@ -232,7 +232,7 @@ def local_copy(uri: str) -> Iterator[str]:
         yield str(copy)
 
 
-def _read_range(uri: str, offset: int, size: int) -> bytes:
+def read_range(uri: str, offset: int, size: int) -> bytes:
     """Some bytes of a file.
 
     Raises:

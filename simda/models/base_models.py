@@ -27,6 +27,7 @@ from simda.data.schema import describe_differences
 from simda.errors import InputError, ModelMismatchError
 from simda.models.autoencoder import Autoencoder
 from simda.models.low_resolution import is_upscaler
+from simda.models.stored_models import copy_stored_model
 
 WEIGHTS = Path(__file__).parents[1] / "sprites" / "weights"
 EMBEDDED_MODELS = {"sprites": WEIGHTS / "base", "sprites_upscaler": WEIGHTS / "upscaler"}
@@ -76,8 +77,9 @@ def resolve_base_model(base_model: str) -> Path:
     """The local diffusers directory of a base model.
 
     Args:
-        base_model: an embedded name ("sprites", "sprites_upscaler"), a local directory, or a name on the hub, which is
-            downloaded (the parts that are needed, as safetensors) unless it is in the cache.
+        base_model: an embedded name ("sprites", "sprites_upscaler"), a local directory, an `s3://` prefix, which is
+            copied to this machine, or a name on the hub, which is downloaded (the parts that are needed, as
+            safetensors) unless it is in the cache.
 
     Raises:
         InputError: there is no such model, or the directory is not one of the Stable Diffusion family.
@@ -86,6 +88,8 @@ def resolve_base_model(base_model: str) -> Path:
         path = EMBEDDED_MODELS[base_model]
     elif Path(base_model).is_dir():
         path = Path(base_model)
+    elif base_model.startswith("s3://"):
+        path = copy_stored_model(base_model, (*PARTS, LOW_RES_SCHEDULER))
     else:
         path = _download(base_model)
     missing = [part for part in PARTS if not (path / part).is_dir()]
@@ -152,7 +156,10 @@ def autoencoder_architecture(base_model: str, autoencoder: str | None = None) ->
     """As `load_autoencoder` without the weights, for what follows from the configuration alone."""
     folder = autoencoder_folder(base_model, autoencoder)
     kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
-    with _told_as_input(autoencoder or base_model), torch.device("meta"):
+    with (
+        _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"),
+        torch.device("meta"),
+    ):
         return kind.from_config(kind.load_config(folder))
 
 

@@ -141,11 +141,11 @@ class EditVideos:
         if exists(f"{folder}/{ADAPTER_FILE}"):
             load_adapter(unet, folder, self.base)
         else:
+            started = time.monotonic()
             self.pipeline.tune(latents, row["source_prompt"], **self.tuning)
             clip = {name: row[name] for name in ("video", "source_prompt", "start_s", "stride", "num_frames")}
-            save_adapter(
-                adapter_parameters(unet), unet.adapter_config, self.base, {**self.provenance, "clip": clip}, folder
-            )
+            told = {"clip": clip, "tuning": self.tuning, "tuning_seconds": time.monotonic() - started}
+            save_adapter(adapter_parameters(unet), unet.adapter_config, self.base, self.provenance | told, folder)
         return adapter_identity(folder)
 
     @torch.no_grad()

@@ -47,11 +47,20 @@ def videos_of(folder: Path, kind: str = "videos") -> dict[str, np.ndarray]:
     return {path.stem: read_all_frames(str(path)) for path in (folder / kind).iterdir()}
 
 
+def times_of_tuned(out: Path) -> dict[Path, int]:
+    """When each tuned adapter was written."""
+    return {path: path.stat().st_mtime_ns for path in (out / "tuned").glob("*/*.safetensors")}
+
+
 @pytest.mark.ray
-def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(local_ray, run, edits, tmp_path):
+def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(local_ray, run, kill, edits, tmp_path):
     out = tmp_path / "out"
-    code, summary, err = run("edit", *SETTINGS, f"edits={edits}", f"output={out}")
+    words = (*SETTINGS, f"edits={edits}", f"output={out}")
+    kill("edit", words, lambda: list((out / "tuned").glob("*/*.safetensors")))
+    kept = times_of_tuned(out)
+    code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_clips"]) == (0, 3, 2), err
+    assert kept.items() <= times_of_tuned(out).items()
     tuned = {adapter_identity(str(folder)) for folder in (out / "tuned").iterdir()}
     rows = {row["prompt_id"]: row for row in pq.read_table(out / "data").to_pylist()}
     assert {row["adapter"] for row in rows.values()} == tuned
@@ -60,6 +69,7 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(l
     assert rows["a"]["fps"] == 4
     header = read_adapter_header(str(next((out / "tuned").iterdir())))
     assert header.provenance["clip"]["source_prompt"] == SOURCE.caption()
+    assert header.provenance["tuning_seconds"] > 0
 
     videos, pairs = videos_of(out), videos_of(out, "comparisons")
     sources = read_all_frames(str(tmp_path / "x.mp4"))[:5:2]
@@ -73,10 +83,10 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(l
     for shard in (out / "data").iterdir():
         if "c" in pq.read_table(shard)["prompt_id"].to_pylist():
             shard.unlink()
-    times = {path: path.stat().st_mtime_ns for path in (out / "tuned").rglob("*.safetensors")}
-    code, summary, err = run("edit", *SETTINGS, f"edits={edits}", f"output={out}")
+    times = times_of_tuned(out)
+    code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 1), err
-    assert {path: path.stat().st_mtime_ns for path in (out / "tuned").rglob("*.safetensors")} == times
+    assert times_of_tuned(out) == times
     assert np.array_equal(videos_of(out)["c"], videos["c"])
 
 

@@ -7,11 +7,13 @@ import shutil
 import time
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
+from simda.data.uris import write_bytes
 from simda.errors import InputError
 from simda.models import base_models
 from simda.models.base_models import (
@@ -206,3 +208,19 @@ def test_an_upscaler_is_told_by_its_unet(upscaler, base_model, tmp_path):
     shutil.rmtree(copy / "low_res_scheduler")
     with pytest.raises(InputError, match=r"is an upscaler, but .* has no low_res_scheduler folder"):
         resolve_base_model(str(copy))
+
+
+def test_a_model_in_an_object_store_is_the_same_model_and_is_copied_once(
+    base_model: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
+    uri = f"{s3_bucket}/models/mine"
+    for file in Path(base_model).rglob("*.*"):
+        write_bytes(f"{uri}/{file.relative_to(base_model)}", file.read_bytes())
+    write_bytes(f"{uri}/unet/other.bin", b"never copied")
+    assert identities(uri) == identities(base_model)
+    copy = resolve_base_model(uri)
+    assert not (copy / "unet" / "other.bin").exists()
+    assert list(copy.parent.iterdir()) == [copy]
+    with pytest.raises(InputError, match="nothing of a diffusers directory"):
+        resolve_base_model(f"{s3_bucket}/models/absent")
