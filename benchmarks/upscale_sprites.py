@@ -28,7 +28,7 @@ from simda.generation.video_upscale import VideoUpscalePipeline
 from simda.sprites.upscaling_pairs import LARGE_PX, SCALE, UpscalingPair, draw_pair
 
 SEED, NUM_FRAMES = 20_000, 8
-SETTINGS = {"num_inference_steps": 2, "guidance_scale": 1.0, "noise_level": 5}
+SETTINGS = {"num_inference_steps": 1, "guidance_scale": 1.0, "noise_level": 5}
 TILE_PX = 32
 Upscale = Callable[[UpscalingPair, int], np.ndarray]
 
