@@ -176,7 +176,8 @@ class VideoEditPipeline(TextToVideoPipeline):
         timesteps = self.scheduler.timesteps
         embeds = self.encode_prompts([source_prompt, negative_prompt or "", prompt]).to(device, self.unet.dtype)
         # Of guided and of other steps, which read other texts.
-        texts, text_caches = {True: embeds, False: embeds[::2]}, ({}, {})
+        texts = {True: embeds, False: embeds[::2]}
+        text_caches: dict[bool, TextCache] = {True: {}, False: {}}
         source = latents.to(device, torch.float32)
         difference = torch.zeros_like(source)
         for index in self.progress_bar(range(num_skipped, num_inference_steps)):
