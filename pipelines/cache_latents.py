@@ -31,6 +31,7 @@ from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_
 from simda.data.clip_filter import ClipFilter
 from simda.data.clip_plan import Clip, ClipRule, Span, Spans
 from simda.data.frame_buckets import Bucket, parse_buckets
+from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
     FAILURES,
     FILTERED,
@@ -47,10 +48,18 @@ from simda.data.store import OutputStore
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
-from simda.models.autoencoder import check_frame_size, check_has_spread, describe_autoencoder, num_values
+from simda.models.autoencoder import (
+    Autoencoder,
+    check_frame_size,
+    check_has_spread,
+    describe_autoencoder,
+    num_values,
+    spatial_factor,
+)
 from simda.models.base_models import (
     autoencoder_architecture,
     autoencoder_identity,
+    is_upscaler_model,
     load_autoencoder,
     text_identity,
 )
@@ -156,7 +165,8 @@ class CacheLatentsConfig:
     else a .txt file beside each video."""
     table: Table = Table()
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
+    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name. Of an x4
+    upscaler (`sprites_upscaler`), the rows also have the frames in low resolution."""
     autoencoder: Uri | None = None
     """Directory of an AutoencoderKL or AutoencoderTiny to use in place of the base model's; `train` takes latents of
     the base model's own only."""
@@ -302,7 +312,23 @@ def describe_models(config: CacheLatentsConfig) -> Row:
             "buckets": [str(bucket) for bucket in rule.buckets],
         },
         "filters": set_filters(config),
+        # Left away where there are none: tables from before there were upscalers stay what they are.
+        **({"low_res": describe_low_res()} if keeps_low_res(config, vae) else {}),
     }
+
+
+def keeps_low_res(config: CacheLatentsConfig, vae: Autoencoder) -> bool:
+    """Whether the base model is an upscaler, which is trained on frames in both resolutions.
+
+    Raises:
+        ConfigError: its autoencoder does not make latents of the size of the low-resolution frames.
+    """
+    if not is_upscaler_model(config.base_model):
+        return False
+    factor = spatial_factor(vae)
+    if factor != SCALE:
+        raise ConfigError(f"base_model={config.base_model} upscales by {factor}; known are upscalers by {SCALE}")
+    return True
 
 
 def clip_rule(config: CacheLatentsConfig) -> ClipRule:
@@ -406,6 +432,7 @@ def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) 
         "clip_filter": asdict(config.filters),
         "video_timeout_s": config.video_timeout_s,
         "preview_every": config.preview_every,
+        "keeps_low_res": "low_res" in provenance,
     }
     # A file holds clips of one bucket, as far as they go.
     shards = [shard for _, of_bucket in by_bucket(clips) for shard in in_shards(of_bucket, config.clips_per_shard)]

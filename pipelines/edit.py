@@ -37,7 +37,13 @@ from simda.generation.guidance import Guidance
 from simda.generation.video_edit import num_skipped_levels
 from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size
-from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    check_is_upscaler,
+    text_identity,
+    unet_identity,
+)
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.edit_videos import STAGE, EditVideos
@@ -316,6 +322,7 @@ def run_key(config: EditConfig) -> Row:
         InputError: a model cannot be used.
         ModelMismatchError, ConfigError: as `starting_adapter`.
     """
+    check_is_upscaler(config.base_model, False)
     base = unet_identity(config.base_model)
     # What rows resolve for themselves may differ between them, and is compared row by row.
     sampling = config_to_dict(config.sampling)

@@ -28,7 +28,13 @@ from simda.errors import ConfigError
 from simda.models.adapter_card import CARD_FILE, model_card
 from simda.models.adapter_hub import check_push, push_adapter
 from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, count_adapter_parameters, read_adapter_header
-from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
+from simda.models.base_models import (
+    autoencoder_identity,
+    is_upscaler_model,
+    max_noise_level,
+    text_identity,
+    unet_identity,
+)
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, record_metric, run_command
 from simda.stages.sample_validation import watch_validation
@@ -104,7 +110,8 @@ class TrainConfig:
     output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The frozen model: `sprites`, a diffusers directory or a hub name; the one that the latents were cached with."""
+    """The frozen model, text-to-image or x4 upscaler: `sprites`, `sprites_upscaler`, a diffusers directory or a hub
+    name; the one that the latents were cached with."""
     num_frames: int = Field(default=16, ge=1)
     """Frames of a training clip; of longer clips a random span is taken at each visit."""
     num_steps: int = Field(default=10_000, ge=1)
@@ -121,6 +128,8 @@ class TrainConfig:
     """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the noise that all frames of a clip have in common; the paper's is 0. `generate` has its own."""
+    max_noise_level: int | None = Field(default=None, ge=0)
+    """Highest level of noise on an upscaler's low-resolution frames; by default the base model's own."""
     noise_offset: float = Field(default=0.0, ge=0)
     """Deviation of a constant in the noise of each clip and channel; about 0.1 teaches very dark and bright clips."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
@@ -202,12 +211,14 @@ def validation_prompts(config: TrainConfig) -> list[dict[str, Any]]:
     """The prompts of the validation videos.
 
     Raises:
-        ConfigError: they fall between checkpoints.
+        ConfigError: they fall between checkpoints, or the base model is an upscaler, which makes none of prompts.
         InputError: the list has faults.
     """
     videos = config.validation_videos
     if videos.prompts is None:
         return []
+    if is_upscaler_model(config.base_model):
+        raise ConfigError(f"validation_videos: base_model={config.base_model} is an upscaler; leave out their prompts")
     if videos.every % config.checkpoint_every:
         raise ConfigError(
             f"validation_videos.every={videos.every} is no multiple of checkpoint_every={config.checkpoint_every}; "
@@ -299,7 +310,8 @@ def open_latents(config: TrainConfig) -> LatentClips:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
     check_shares(config)
-    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips)
+    needs_low_res = highest_noise_level(config) is not None
+    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips, needs_low_res)
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
@@ -321,6 +333,22 @@ def check_shares(config: TrainConfig) -> None:
             f"batch_size={config.batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
             f"num_accumulated={config.num_accumulated}; use a multiple of {math.lcm(*each)}"
         )
+
+
+def highest_noise_level(config: TrainConfig) -> int | None:
+    """Of the noise on an upscaler's low-resolution frames; None for other models.
+
+    Raises:
+        ConfigError: it is set for a model without such frames, or above what the base model knows.
+    """
+    if not is_upscaler_model(config.base_model):
+        if config.max_noise_level is not None:
+            raise ConfigError(f"max_noise_level has no effect: base_model={config.base_model} is no upscaler")
+        return None
+    known = max_noise_level(config.base_model)
+    if config.max_noise_level is not None and config.max_noise_level > known:
+        raise ConfigError(f"max_noise_level={config.max_noise_level}; base_model={config.base_model} knows {known}")
+    return known if config.max_noise_level is None else config.max_noise_level
 
 
 def identify_models(base_model: str) -> dict[str, str]:
@@ -350,6 +378,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         caption_dropout=config.caption_dropout,
         timestep_shift=config.timestep_shift,
         noise_correlation=config.noise_correlation,
+        max_noise_level=highest_noise_level(config),
         noise_offset=config.noise_offset,
         min_snr_gamma=config.min_snr_gamma,
         stratified_timesteps=config.stratified_timesteps,

@@ -79,6 +79,9 @@ LATENTS = TableKind(
         latents_std_=_BYTES,  # the posterior's spread, scaled, same shape and dtype; empty where not kept
         decoder=_TEXT,  # decord | pyav
         variant_=_COUNT,  # 0: the middle of the frames; from 1: a crop by chance of the same span
+        low_res_=_BYTES,  # for an upscaler: uint8 RGB of low resolution, [frames, height, width, 3]; else empty
+        low_res_shape_=_SHAPE,
+        low_res_dtype_=_TEXT,
     ),
     row_group_rows=32,
     compression="none",

@@ -22,14 +22,17 @@ from torch import Tensor
 
 from simda.errors import ConfigError
 from simda.models.clip_noise import draw_clip_noise
+from simda.models.low_resolution import beside_latents
+from simda.training.low_res_noise import LowResNoise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 NUM_QUARTERS = 4
 
 Level = TypeVar("Level", float, Tensor)
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]."""
+Denoiser = Callable[..., Tensor]
+"""(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]; an
+upscaler's takes low-resolution frames on further channels, and their noise levels as `class_labels`, [b]."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,19 @@ class ClipBatch:
         prompt_embeds: the text encoder's output for each caption, [b, tokens, width].
         places: place of each row in the step's whole batch, from 0; decides its noise.
         clip_ids: of the rows, for messages.
+        low_res: for an upscaler, low-resolution frames in -1..1, [b, 3, f, h, w].
     """
 
     latents: Tensor
     prompt_embeds: Tensor
     places: Sequence[int]
     clip_ids: Sequence[str]
+    low_res: Tensor | None = None
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same rows on another device."""
-        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places, self.clip_ids)
+        low_res = None if self.low_res is None else self.low_res.to(device)
+        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places, self.clip_ids, low_res)
 
     def split(self, num_clips: int) -> list[ClipBatch]:
         """Consecutive parts of `num_clips` rows (the last may be smaller)."""
@@ -58,7 +64,8 @@ class ClipBatch:
         return [self._part(slice(start, start + num_clips)) for start in starts]
 
     def _part(self, rows: slice) -> ClipBatch:
-        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows], self.clip_ids[rows])
+        low_res = None if self.low_res is None else self.low_res[rows]
+        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows], self.clip_ids[rows], low_res)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class DenoisingObjective:
             outweigh the rest; None weighs all alike.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
+        low_res_noise: of an upscaler, what its low-resolution frames are given.
 
     Raises:
         ConfigError: a prediction type that is not trained here.
@@ -129,6 +137,7 @@ class DenoisingObjective:
         noise_offset: float = 0.0,
         min_snr_gamma: float | None = None,
         stratify_over: int | None = None,
+        low_res_noise: LowResNoise | None = None,
     ) -> None:
         # Whatever sampler the base ships with, noise is added by the schedule that they all share.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler_config)
@@ -142,6 +151,7 @@ class DenoisingObjective:
         self.timestep_shift, self.stratify_over = timestep_shift, stratify_over
         self.noise_correlation, self.noise_offset = noise_correlation, noise_offset
         self.min_snr_gamma = min_snr_gamma
+        self.low_res_noise = low_res_noise
 
     def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
         """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
@@ -170,7 +180,9 @@ class DenoisingObjective:
         draws = self.draw(step, batch.places, latents.shape[1:])
         noise, timesteps = draws.noise.to(latents), draws.timesteps.to(latents.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        prediction = denoiser(noisy, timesteps, self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption))
+        given, conditions = self._with_low_res(noisy, batch, step)
+        prompt_embeds = self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption)
+        prediction = denoiser(given, timesteps, prompt_embeds, **conditions)
         target = self._target(latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
         return ClipErrors(errors, timesteps)
@@ -203,6 +215,14 @@ class DenoisingObjective:
         if self.prediction_type == "epsilon":
             return noise
         return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+
+    def _with_low_res(self, noisy: Tensor, batch: ClipBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network is given, and its other conditions; an upscaler has more of both."""
+        if self.low_res_noise is None:
+            return noisy, {}
+        assert batch.low_res is not None
+        low_res, levels = self.low_res_noise.apply(batch.low_res, step, batch.places)
+        return beside_latents(noisy, low_res), {"class_labels": levels}
 
     def _with_dropped_captions(self, prompt_embeds: Tensor, drops_caption: Tensor) -> Tensor:
         null = self.null_prompt_embeds.to(prompt_embeds)

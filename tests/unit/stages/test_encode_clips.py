@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from simda.data.clip_plan import Clip, variants_of
+from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
-from simda.data.tensors import bfloat16_to_float32, tensor_from_bytes
+from simda.data.tensors import bfloat16_to_float32, read_tensor, tensor_from_bytes
 from simda.data.video_io import read_all_frames, read_video_metadata, write_video
 from simda.models.autoencoder import encode_frames_with_spread
 from simda.models.base_models import load_autoencoder
@@ -147,3 +148,12 @@ def test_clips_of_several_buckets_and_variants(videos: dict[str, str], tmp_path:
     assert plain.read_table(LATENTS).to_pylist() == [rows[whole.clip_id]]
     _, again = encode(tmp_path / "again", videos, clips=clips[::-1], settings=crops)
     assert again.read_table(LATENTS).equals(store.read_table(LATENTS))
+
+
+def test_for_an_upscaler_the_frames_are_kept_in_low_resolution(videos: dict[str, str], tmp_path: Path) -> None:
+    moving = {"moving": videos["moving"]}
+    _, store = encode(tmp_path / "out", moving, settings={"keeps_low_res": True})
+    (row,) = store.read_table(LATENTS).to_pylist()
+    assert np.array_equal(read_tensor(row, "low_res"), make_low_res(read_all_frames(videos["moving"])))
+    _, store = encode(tmp_path / "other", moving)
+    assert store.read_table(LATENTS).to_pylist()[0]["low_res"] is None
