@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = (("colour",), ("shape",), ("background",), ("colour", "shape"), ("colour", "background"))
 EDITS_PER_VIDEO = 3
 NUM_FRAMES, FPS = 8, 8.0
+INVERSION_STEPS = 50
 SEED = 20231109
 VARIANTS = ("tuned", "untuned", "full")
 
@@ -136,16 +137,16 @@ def round_trips(output: Path) -> list[float]:
     Both under the source prompt without guidance, with the adapters tuned on each clip.
     """
     settings = yaml.safe_load((output / "config.yaml").read_text())
-    num_steps, num_refinements = settings["sampling"]["num_inference_steps"], settings["inversion"]["num_refinements"]
+    num_refinements = settings["inversion"]["num_refinements"]
     found = []
     for folder in sorted((output / "tuned").iterdir()):
         pipeline = VideoEditPipeline.from_pretrained("sprites", str(folder))
         pipeline.set_progress_bar_config(disable=True)
         clip = read_adapter_header(str(folder)).provenance["clip"]
         latents, prompt = pipeline.encode(read_all_frames(clip["video"])), clip["source_prompt"]
-        noise = pipeline.invert(latents, prompt, num_steps, num_refinements)
+        noise = pipeline.invert(latents, prompt, INVERSION_STEPS, num_refinements)
         again = pipeline(
-            prompt, latents=noise, num_inference_steps=num_steps, guidance_scale=1.0, output_type="latent"
+            prompt, latents=noise, num_inference_steps=INVERSION_STEPS, guidance_scale=1.0, output_type="latent"
         ).frames
         error = (decode_latents(pipeline.vae, again) - decode_latents(pipeline.vae, latents)).square().mean()
         found.append(-10 * float(error.log10()))

@@ -97,7 +97,7 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
     rows = (f"d,broken.mp4,{source},a star", f"e,x.mp4,{source},a ring", f"f,gone.mp4,{source},a star")
     edits.write_text(HEAD.strip() + ",start_s\n" + ",\n".join(rows) + f",\ng,x.mp4,{source},a cross,0.9\n")
     out = tmp_path / "out"
-    words = (*SETTINGS, "tuning.num_steps=0", f"edits={edits}", f"output={out}")
+    words = (*SETTINGS, "tuning.num_steps=0", "method=inversion_free", f"edits={edits}", f"output={out}")
     code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_failed"]) == (3, 1, 3), err
     failures = {row["id"]: row["message"] for row in OutputStore(str(out)).read_table(FAILURES).to_pylist()}
@@ -120,14 +120,21 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
         ("a,x.mp4,a star,a ring", "fresh_adapter.temporal_kernel=4", "temporal_kernel=4; it is odd"),
         ("a,x.mp4,a star,a ring", "tuning.steps=4", "unknown setting"),
         ("a,x.mp4,a star,a ring", "sampling.guidance_end=0", "0 <= start < end <= 1"),
+        ("a,x.mp4,a star,a ring", "inversion_free.strength=0.5", "inversion_free: no effect with method=inversion"),
+        ("a,x.mp4,a star,a ring", "method=inversion_free sampling.eta=1", "sampling.eta: no effect with method=inv"),
+        (
+            "a,x.mp4,a star,a ring",
+            "method=inversion_free inversion_free.strength=0.1",
+            "of num_inference_steps=2 leaves none",
+        ),
     ],
 )
 def test_bad_input_stops_it_before_it_starts(run, pipeline, edits, tmp_path, request, row, change, message):
     pipeline("edit")
     request.getfixturevalue("without_ray")
     edits.write_text(HEAD + row + "\n")
-    words = (f"edits={edits}", f"output={tmp_path}/out", change.format(d=tmp_path))
-    code, _, err = run("edit", *SETTINGS, *(word for word in words if word))
+    words = (f"edits={edits}", f"output={tmp_path}/out", *change.format(d=tmp_path).split())
+    code, _, err = run("edit", *SETTINGS, *words)
     assert (code, message in err) == (2, True), err
     assert not (tmp_path / "out").exists()
 
