@@ -18,9 +18,9 @@ from pyarrow import fs
 
 from simda.data.clip_filter import Rejection
 from simda.data.schema import derived_id
-from simda.data.uris import get_info, is_local, open_uri
+from simda.data.uris import get_info, is_local, open_uri, patiently
 from simda.data.video_index import SAME_TIME_S, VideoInfo
-from simda.errors import ConfigError, InputError
+from simda.errors import ConfigError, InputError, VideoError
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -201,9 +201,22 @@ def find_video(uri: str) -> VideoSource:
     return _source(get_info(filesystem, path, uri), is_local(uri))
 
 
+def check_unchanged(uri: str, size_bytes: int, version: str) -> None:
+    """Compare a file with what it was when it was listed.
+
+    Raises:
+        VideoError: it is another one, or gone.
+    """
+    found = find_video(uri)
+    if (found.size_bytes, found.version) != (size_bytes, version):
+        what = "is no longer there" if found.version == MISSING else "was changed"
+        raise VideoError(f"{uri} {what} since its clips were planned; run the same command again to plan it anew")
+
+
 def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSource]:
     local = isinstance(filesystem, fs.LocalFileSystem)
-    infos = _walk(path, uri) if local else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    selector = fs.FileSelector(path, recursive=True)
+    infos = _walk(path, uri) if local else patiently(uri, lambda: filesystem.get_file_info(selector))
     return [
         _source(info, local)
         for info in infos

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.data.clip_filter import ClipFilter, Rejection
-from simda.data.clip_plan import clip_times
+from simda.data.clip_plan import check_unchanged, clip_times
 from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
@@ -39,7 +39,7 @@ class EncodeClips:
     the model never sees it. Of some clips, chosen by their ids alone, what the cached latents decode to is written
     beside the frames.
 
-    Reads: the columns of `data.clip_plan.Clip`, and attempt.
+    Reads: the columns of `data.clip_plan.Clip`, size_bytes and version of the video's file, and attempt.
     Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed).
     """
 
@@ -99,6 +99,8 @@ class EncodeClips:
         """A clip's frames, uint8 [frames, height, width, 3], the decoder that gave them, and why not to use them."""
         times_s = clip_times(clip["start_s"], clip["fps"], clip["num_frames"])
         frames, decoder = self.reader.call(read_frames, clip["video_uri"], times_s, self.height_px, self.width_px)
+        # Afterwards: whatever was read until now was the planned file's.
+        check_unchanged(clip["video_uri"], clip["size_bytes"], clip["version"])
         return frames, decoder, self.clip_filter.check_frames(frames)
 
     def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:

@@ -8,7 +8,7 @@ import pytest
 
 from simda.data.clip_filter import Rejection
 from simda.data.clip_plan import Clip, ClipRule, Span, VideoSource, clip_times, list_videos, plan_clips
-from simda.data.schema import derived_id
+from simda.data.schema import CLIP_COLUMNS, derived_id
 from simda.data.video_io import probe, read_frames
 from simda.errors import ConfigError, InputError
 
@@ -200,3 +200,7 @@ def test_ids_are_those_of_earlier_versions(make_video: MakeVideo) -> None:
 def test_rules_out_of_range(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*must be above 0"):
         ClipRule(**{"num_frames": 8, "fps": 8, **change})  # type: ignore[arg-type]
+
+
+def test_a_plan_keeps_all_of_a_clip() -> None:
+    assert tuple(Clip.__dataclass_fields__) == CLIP_COLUMNS

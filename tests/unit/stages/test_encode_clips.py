@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simda.data.clip_plan import Clip
+from simda.data.clip_plan import Clip, find_video
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
 from simda.data.video_io import read_all_frames, read_video_metadata, write_video
@@ -28,8 +28,21 @@ def videos(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.mp4") for name in ("moving", "still", "black", "broken")}
 
 
+def plan(videos: dict[str, str]) -> list[dict[str, Any]]:
+    sources = {name: asdict(find_video(uri)) for name, uri in videos.items()}
+    return [
+        asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x"))
+        | {"attempt": 1, "size_bytes": sources[name]["size_bytes"], "version": sources[name]["version"]}
+        for name, uri in videos.items()
+    ]
+
+
 def encode(
-    output: Path, videos: dict[str, str], preview_every: int | None = None, **filters: Any
+    output: Path,
+    videos: dict[str, str],
+    preview_every: int | None = None,
+    planned: list[dict[str, Any]] | None = None,
+    **filters: Any,
 ) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
         base_model="sprites",
@@ -44,7 +57,7 @@ def encode(
         video_timeout_s=30,
         preview_every=preview_every,
     )
-    clips = [asdict(Clip(name, uri, 0.0, 0.5, 8.0, 4, "x")) | {"attempt": 1} for name, uri in videos.items()]
+    clips = planned or plan(videos)
     told = stage({name: np.array([clip[name] for clip in clips]) for name in clips[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
@@ -63,6 +76,17 @@ def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_pat
     assert (black["id"], black["video_uri"], black["end_s"]) == ("black", videos["black"], 0.5)
     assert black["message"].startswith("4 of 4 frames")
     assert (still["stage"], still["filter"]) == ("encode_clips", "static_below")
+
+
+def test_a_video_that_was_changed_or_is_gone_since_its_plan_is_a_failure(videos, tmp_path: Path) -> None:
+    planned = plan(videos)
+    write_video(read_all_frames(videos["black"]), videos["moving"], 8)
+    Path(videos["still"]).unlink()
+    told, store = encode(tmp_path / "out", videos, planned=planned)
+    assert told["error_type"] == ["VideoError", "VideoError", "", "VideoError"]
+    assert store.ids(LATENTS) == {"black"}
+    messages = {row["id"]: row["message"] for row in store.read_table(FAILURES).to_pylist()}
+    assert "was changed since its clips were planned" in messages["moving"]
 
 
 def test_without_filters_the_table_is_the_same_with_and_without_them(videos: dict[str, str], tmp_path: Path) -> None:
