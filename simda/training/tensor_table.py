@@ -17,6 +17,7 @@ import pyarrow as pa
 from simda.data.schema import TableKind
 from simda.data.store import OutputStore
 from simda.data.tensors import BFLOAT16, bfloat16_to_float32, read_tensor
+from simda.data.uris import patiently
 from simda.errors import InputError
 
 NUM_READERS = 8
@@ -88,7 +89,9 @@ class TensorTable:
             shard, number = self._group_places[group]
             columns = [self._tensor_column, f"{self._tensor_column}_shape", f"{self._tensor_column}_dtype"]
             try:
-                table = self._open_shard(shard).read_row_group(number, columns=columns)
+                table = patiently(
+                    self._store.uri, lambda: self._open_shard(shard).read_row_group(number, columns=columns)
+                )
             except OSError as error:
                 raise InputError(
                     f"{self._store.uri_of(shard)} can no longer be read: {error}; bring it back, then run the same "
