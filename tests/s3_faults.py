@@ -1,67 +1,19 @@
-"""An S3 server that is started, killed and started again, and a proxy that spoils the connections to one."""
+"""A proxy that spoils the connections to an S3 server."""
 
 from __future__ import annotations
 
 import http.client
 import random
 import socket
-import subprocess
-import sys
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
-KEY, SECRET = "test", "testtest"
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.'
     b"</Message></Error>"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class DirectoryServer:
-    """A process that serves a directory as S3; what it was given is still there when it was killed and started again.
-
-    Its buckets are the directory's folders. It knows no conditional requests.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        (folder / "bucket").mkdir()
-        self.start()
-
-    def start(self) -> None:
-        rclone = Path(sys.executable).parent / "rclone"
-        self.process = subprocess.Popen(
-            [
-                *(rclone, "serve", "s3", "--config", "/dev/null", "--auth-key", f"{KEY},{SECRET}"),
-                *("--addr", f"127.0.0.1:{self.port}", "--dir-cache-time", "0", self.folder),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, "the S3 server did not start"
-                assert time.monotonic() < deadline, "the S3 server does not answer"
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 class FaultyProxy:
