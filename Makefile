@@ -13,10 +13,10 @@ JOB_ADDRESS ?= http://127.0.0.1:8265
 CLUSTER ?= aws
 CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 
-COMMANDS := make_sprites pretrain cache_latents train generate edit evaluate run
+COMMANDS := make_sprites pretrain cache_latents train generate upscale edit evaluate run
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo inspect test check format clean submit cluster-up cluster-down fake-cluster cluster-status dashboard $(COMMANDS)
+.PHONY: help install demo upscaler generate-upscale inspect test check format clean submit cluster-up cluster-down fake-cluster cluster-status dashboard $(COMMANDS)
 
 help:  ## list the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,17 @@ demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> vid
 	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/sprites/videos captions=$(OUT)/sprites/captions.csv output=$(OUT)/latents
 	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites.yaml latents=$(OUT)/latents output=$(OUT)/train
 	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=$(OUT)/train/adapter output=$(OUT)/generated
-	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none output=$(OUT)/generated_base
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none sampling.num_inference_steps=12 output=$(OUT)/generated_base
 	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated baseline=$(OUT)/generated_base output=$(OUT)/evaluated
+
+upscaler: install  ## adapters of the embedded x4 upscaler, for 64 -> 256 pixels (OUT=out/demo)
+	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites.yaml size_px=256 num_videos=64 output=$(OUT)/sprites_256
+	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_upscaler_sprites.yaml videos=$(OUT)/sprites_256/videos captions=$(OUT)/sprites_256/captions.csv output=$(OUT)/latents_256
+	$(RUN) pipelines/train.py --config pipelines/configs/train_upscaler_sprites.yaml latents=$(OUT)/latents_256 output=$(OUT)/train_upscaler
+
+generate-upscale: install  ## after demo and upscaler: new videos of 64 pixels, then the same of 256 (OUT=out/demo)
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=$(OUT)/train/adapter output=$(OUT)/generated
+	$(RUN) pipelines/upscale.py --config pipelines/configs/upscale_sprites.yaml videos=$(OUT)/generated adapter=$(OUT)/train_upscaler/adapter output=$(OUT)/upscaled
 
 $(COMMANDS): install
 	$(RUN) pipelines/$@.py $(if $(CONFIG),--config $(CONFIG)) $(ARGS)

@@ -1,33 +1,43 @@
 """How well `edit` changes what sprites clips show, and keeps what they do.
 
-    python benchmarks/edit_sprites.py OUTPUT ADAPTER [--num-edits 60] [key=value ...]
+    python benchmarks/edit_sprites.py OUTPUT ADAPTER [--num-edits 60] [--variants tuned untuned full] [key=value ...]
 
 Draws scenes by a seed, renders a clip of each, and asks for another colour, shape, background, or two of these, in
-turn. `edit` runs with pipelines/configs/edit_sprites.yaml and the words given; the written mp4 files are judged. Run it
-once more with `tuning.num_steps=0` and another OUTPUT to see what tuning is worth. Prints Markdown.
+turn, three edits of each clip. `edit` runs with pipelines/configs/edit_sprites.yaml and the words given; the written
+mp4 files are judged. `untuned` is the same without tuning; `full` has full 3D attention in the place of Latent-Shift
+Attention, from the same adapter, tuned as long. Beside it stands what inversion loses, on the clips of `tuned`. Prints
+Markdown. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
+import yaml
 
 from simda.data.video_io import read_all_frames, write_video
+from simda.generation.video_edit import VideoEditPipeline
+from simda.models.adapter_state import read_adapter_header, save_adapter
+from simda.models.autoencoder import decode_latents
+from simda.models.video_unet import adapter_parameters
 from simda.sprites import world
 from simda.sprites.judge import judge_frames, parse_caption
 from simda.sprites.segmentation import segment
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (("colour",), ("shape",), ("background",), ("colour", "shape"), ("colour", "background"))
+EDITS_PER_VIDEO = 3
 NUM_FRAMES, FPS = 8, 8.0
+INVERSION_STEPS = 50
 SEED = 20231109
+VARIANTS = ("tuned", "untuned", "full")
 
 
 def change(scene: world.Scene, names: tuple[str, ...], rng: np.random.Generator) -> world.Scene:
@@ -51,11 +61,28 @@ def write_sources(folder: Path, num_edits: int) -> None:
         rows = csv.writer(file)
         rows.writerow(("prompt_id", "video", "source_prompt", "target_prompt"))
         for number in range(num_edits):
-            source = world.draw_scene(rng, None)
-            frames = world.render(source, world.draw_trajectory(source, rng, NUM_FRAMES), NUM_FRAMES)
+            if number % EDITS_PER_VIDEO == 0:
+                video, source = f"{number // EDITS_PER_VIDEO:02d}.mp4", world.draw_scene(rng, None)
+                frames = world.render(source, world.draw_trajectory(source, rng, NUM_FRAMES), NUM_FRAMES)
+                # A file that is written anew is another video to `edit`, which would tune on it again.
+                if not (folder / video).exists():
+                    write_video(frames, str(folder / video), FPS)
             target = change(source, KINDS[number % len(KINDS)], rng)
-            write_video(frames, str(folder / f"{number:03d}.mp4"), FPS)
-            rows.writerow((f"{number:03d}", f"{number:03d}.mp4", source.caption(), target.caption()))
+            rows.writerow((f"{number:03d}", video, source.caption(), target.caption()))
+
+
+def write_full_attention(adapter: str, folder: Path) -> None:
+    """The same adapter around full 3D attention; Latent-Shift Attention has no weights of its own."""
+    unet, header = VideoEditPipeline.from_pretrained("sprites", adapter).unet, read_adapter_header(adapter)
+    config = replace(header.config, keys_values="full")
+    save_adapter(adapter_parameters(unet), config, header.base, header.provenance, str(folder))
+
+
+def run_edit(sources: Path, adapter: str, output: Path, words: list[str]) -> None:
+    """The command, on all edits."""
+    command = [sys.executable, ROOT / "pipelines/edit.py", "--config", ROOT / "pipelines/configs/edit_sprites.yaml"]
+    words = [f"edits={sources / 'edits.csv'}", f"adapter={adapter}", f"output={output}", *words]
+    subprocess.run([*command, *words], stdout=subprocess.DEVNULL, check=True)
 
 
 def judge_edits(folder: Path, output: Path) -> dict[str, float]:
@@ -98,25 +125,64 @@ def same_direction(here: np.ndarray, there: np.ndarray) -> bool:
     return float(moves[0] @ moves[1]) > 0.7 * lengths[0] * lengths[1]
 
 
+def describe_figures(figures: dict[str, float]) -> str:
+    """Cells of a row of the report."""
+    shares = " | ".join(f"{figures[name]:.0%}" for name in ("changed", "unchanged", "motion", "direction"))
+    return f"{shares} | {figures['distance_px']:.1f} px"
+
+
+def round_trips(output: Path) -> list[float]:
+    """PSNR in dB of clips inverted and sampled again, against what the autoencoder alone makes of them.
+
+    Both under the source prompt without guidance, with the adapters tuned on each clip.
+    """
+    settings = yaml.safe_load((output / "config.yaml").read_text())
+    num_refinements = settings["inversion"]["num_refinements"]
+    found = []
+    for folder in sorted((output / "tuned").iterdir()):
+        pipeline = VideoEditPipeline.from_pretrained("sprites", str(folder))
+        pipeline.set_progress_bar_config(disable=True)
+        clip = read_adapter_header(str(folder)).provenance["clip"]
+        latents, prompt = pipeline.encode(read_all_frames(clip["video"])), clip["source_prompt"]
+        noise = pipeline.invert(latents, prompt, INVERSION_STEPS, num_refinements)
+        again = pipeline(
+            prompt, latents=noise, num_inference_steps=INVERSION_STEPS, guidance_scale=1.0, output_type="latent"
+        ).frames
+        error = (decode_latents(pipeline.vae, again) - decode_latents(pipeline.vae, latents)).square().mean()
+        found.append(-10 * float(error.log10()))
+    return found
+
+
+def tuning_seconds(output: Path) -> list[float]:
+    """How long tuning on each clip took."""
+    return [read_adapter_header(str(folder)).provenance["tuning_seconds"] for folder in (output / "tuned").iterdir()]
+
+
 def main() -> None:
     """Make the clips, edit them, judge the edits."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("adapter")
     parser.add_argument("--num-edits", type=int, default=60)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     arguments, words = parser.parse_known_args()
-    sources = arguments.output / "sources"
+    output, sources = arguments.output, arguments.output / "sources"
     write_sources(sources, arguments.num_edits)
-    command = [sys.executable, ROOT / "pipelines/edit.py", "--config", ROOT / "pipelines/configs/edit_sprites.yaml"]
-    edited = arguments.output / "edited"
-    words = [f"edits={sources / 'edits.csv'}", f"adapter={arguments.adapter}", f"output={edited}", *words]
-    done = subprocess.run([*command, *words], stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    summary = json.loads(done.stdout.strip().splitlines()[-1])
-    figures = judge_edits(sources, edited)
-    print(f"\n`{' '.join(words)}`: {summary['num_done']} edits in {summary['seconds']:.0f} s\n")
-    print("| changed right | unchanged right | motion | direction | mean distance |\n|---|---|---|---|---|")
-    shares = " | ".join(f"{figures[name]:.0%}" for name in ("changed", "unchanged", "motion", "direction"))
-    print(f"| {shares} | {figures['distance_px']:.1f} px |")
+    if "full" in arguments.variants:
+        write_full_attention(arguments.adapter, output / "full_attention")
+    print("\n| variant | changed right | unchanged right | motion | direction | distance | s per tuning | s per edit |")
+    print("|---|---|---|---|---|---|---|---|")
+    for variant in arguments.variants:
+        adapter = str(output / "full_attention") if variant == "full" else arguments.adapter
+        mine = [*words, "tuning.num_steps=0"] if variant == "untuned" else words
+        run_edit(sources, adapter, output / variant, mine)
+        tuning = tuning_seconds(output / variant) if variant != "untuned" else [0.0]
+        editing = pq.read_table(output / variant / "data")["seconds"].to_numpy()
+        figures = describe_figures(judge_edits(sources, output / variant))
+        print(f"| {variant} | {figures} | {np.median(tuning):.0f} | {np.median(editing):.1f} |", flush=True)
+    if "tuned" in arguments.variants:
+        found = round_trips(output / "tuned")
+        print(f"\nInverted and sampled again: {np.mean(found):.1f} dB on average, {min(found):.1f} dB at least.")
 
 
 if __name__ == "__main__":

@@ -29,13 +29,15 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
-from simda.data.clip_plan import Clip, ClipRule, Span, Spans
+from simda.data.clip_plan import ClipRule, Span, Spans
 from simda.data.frame_buckets import Bucket, parse_buckets
+from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
     FAILURES,
     FILTERED,
     LATENTS,
     NULL_PROMPT,
+    PLANNED,
     TEXT_EMBEDDINGS,
     TEXT_TOKENS,
     TableKind,
@@ -47,14 +49,27 @@ from simda.data.store import OutputStore
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
-from simda.models.autoencoder import check_frame_size, check_has_spread, describe_autoencoder, num_values
-from simda.models.base_models import autoencoder_identity, load_autoencoder, text_identity
+from simda.models.autoencoder import (
+    Autoencoder,
+    check_frame_size,
+    check_has_spread,
+    describe_autoencoder,
+    num_values,
+    spatial_factor,
+)
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    is_upscaler_model,
+    load_autoencoder,
+    text_identity,
+)
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
-from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
+from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_key, video_row
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -151,7 +166,8 @@ class CacheLatentsConfig:
     else a .txt file beside each video."""
     table: Table = Table()
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name."""
+    """The model whose autoencoder and text encoder are used: `sprites`, a diffusers directory or a hub name. Of an x4
+    upscaler (`sprites_upscaler`), the rows also have the frames in low resolution."""
     autoencoder: Uri | None = None
     """Directory of an AutoencoderKL or AutoencoderTiny to use in place of the base model's; `train` takes latents of
     the base model's own only."""
@@ -193,12 +209,8 @@ TEXT_TABLES = {"embeddings": (TEXT_EMBEDDINGS, EncodeCaptions), "tokens": (TEXT_
 CAPTIONS_PER_SHARD = 512
 DEFAULT_BUCKET = (256, 256, Clips().num_frames)
 """Of `height_px`, `width_px` and `clips.num_frames`, to tell whether they were set."""
-PLAN = pa.schema(
-    [
-        *(LATENTS.columns.field(name) for name in Clip.__dataclass_fields__),
-        pa.field("attempt", pa.int32()),
-    ]
-)
+VIDEOS_PER_BLOCK = 256
+CLIPS_PER_PLAN_SHARD = 16384
 
 
 def run(config: CacheLatentsConfig) -> Row:
@@ -218,7 +230,7 @@ def run(config: CacheLatentsConfig) -> Row:
     with ray_session(config.workers.role, config.planner_role):
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
-        clips = plan_clips(config, without_filtered(store, videos), provenance, store)
+        clips = plan_clips(config, without_filtered(store, videos), failed, provenance, store)
         captions = store.without_written(TEXT_TABLES[config.text][0], distinct_captions(clips))
         # 2. one row per clip -> one row per clip that is neither written nor filtered nor failed
         clips = store.without_written(FILTERED, store.without_written(LATENTS, clips), "clip_id")
@@ -253,7 +265,7 @@ def dry_run(config: CacheLatentsConfig) -> Row:
     videos, strays = find_videos(config)
     resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
     buckets = clip_rule(config).buckets
-    vae = load_autoencoder(config.base_model, autoencoder=config.autoencoder)
+    vae = autoencoder_architecture(config.base_model, config.autoencoder)
     value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
     return {
         "num_videos": len(videos),
@@ -297,7 +309,23 @@ def describe_models(config: CacheLatentsConfig) -> Row:
             "buckets": [str(bucket) for bucket in rule.buckets],
         },
         "filters": set_filters(config),
+        # Left away where there are none: tables from before there were upscalers stay what they are.
+        **({"low_res": describe_low_res()} if keeps_low_res(config, vae) else {}),
     }
+
+
+def keeps_low_res(config: CacheLatentsConfig, vae: Autoencoder) -> bool:
+    """Whether the base model is an upscaler, which is trained on frames in both resolutions.
+
+    Raises:
+        ConfigError: its autoencoder does not make latents of the size of the low-resolution frames.
+    """
+    if not is_upscaler_model(config.base_model):
+        return False
+    factor = spatial_factor(vae)
+    if factor != SCALE:
+        raise ConfigError(f"base_model={config.base_model} upscales by {factor}; known are upscalers by {SCALE}")
+    return True
 
 
 def clip_rule(config: CacheLatentsConfig) -> ClipRule:
@@ -307,6 +335,7 @@ def clip_rule(config: CacheLatentsConfig) -> ClipRule:
         ConfigError: a bucket that is none, or settings of which one would have no effect.
     """
     clips, plain = config.clips, Clips()
+    buckets = parse_buckets(config.buckets)
     idle = []
     if config.buckets:
         sizes = (config.height_px, config.width_px, clips.num_frames)
@@ -324,9 +353,7 @@ def clip_rule(config: CacheLatentsConfig) -> ClipRule:
         )
     settings = asdict(clips)
     only = Bucket(config.height_px, config.width_px, settings.pop("num_frames"))
-    return ClipRule(
-        buckets=parse_buckets(config.buckets) or (only,), num_variants=config.variants.num_variants, **settings
-    )
+    return ClipRule(buckets=buckets or (only,), num_variants=config.variants.num_variants, **settings)
 
 
 def crop_settings(config: CacheLatentsConfig) -> Row | None:
@@ -364,11 +391,37 @@ def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:
     return [row for row in videos if not filtered.issuperset(span_ids(row))] if filtered else videos
 
 
-def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore) -> pa.Table:
-    """The rows of all clips; what gives none goes to the failures table or to the filtered table."""
+def plan_clips(
+    config: CacheLatentsConfig, videos: list[Row], failed: dict[str, int], provenance: Row, store: OutputStore
+) -> pa.Table:
+    """The rows of all clips; what gives none goes to the failures table or to the filtered table.
+
+    The plan is kept in the output, so that a video is looked through once however often the command is run.
+    """
+    keys = pa.array([video_key(row) for row in videos], pa.string())
+    known = store.read_table(PLANNED)
+    known = known.filter(pc.is_in(known["video_key"], value_set=keys))
+    is_new = pc.invert(pc.is_in(keys, value_set=pc.unique(known["video_key"]))).to_pylist()
+    new = planned_clips(config, [row for row, wanted in zip(videos, is_new, strict=True) if wanted], provenance, store)
+    plan = pa.concat_tables([known, *new])
+    if config.filters.duplicates:
+        looked_at = plan.select(["video_uri", "content_hash"]).to_pylist()
+        repeated = [r for r in mark_duplicates(looked_at, videos, store.ids(LATENTS, "video_uri")) if "filter" in r]
+        record_filtered(store, repeated)
+        uris = pa.array([row["video_uri"] for row in repeated], pa.string())
+        plan = plan.filter(pc.invert(pc.is_in(plan["video_uri"], value_set=uris)))
+    attempts = [failed.get(clip_id, 0) + 1 for clip_id in plan["clip_id"].to_pylist()]
+    return plan.append_column("attempt", pa.array(attempts, pa.int32()))
+
+
+def planned_clips(
+    config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore
+) -> Iterator[pa.Table]:
+    """Look through videos and write their plan, a shard at a time."""
     if not videos:
-        return PLAN.empty_table()
-    planned = ray.data.from_items(videos, override_num_blocks=min(len(videos), 64)).flat_map(
+        return
+    num_blocks = max(min(len(videos), 64), len(videos) // VIDEOS_PER_BLOCK)
+    planned = ray.data.from_items(videos, override_num_blocks=num_blocks).flat_map(
         plan_video,
         fn_kwargs={
             "rule": clip_rule(config),
@@ -379,16 +432,31 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         num_cpus=0.5,
         resources=on_role(config.planner_role),
     )
-    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE))
+    rows: list[Row] = []
+    for row in with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE):
+        # A video whose clips were split over two shards would count as planned after the first of them.
+        if len(rows) >= CLIPS_PER_PLAN_SHARD and row["video_key"] != rows[-1]["video_key"]:
+            yield write_plan(store, rows)
+            rows = []
+        rows.append(row)
+    yield write_plan(store, rows)
+
+
+def write_plan(store: OutputStore, rows: list[Row]) -> pa.Table:
+    """Write what `plan_video` gave, and return its clips; they come last: what has clips is not looked at again."""
     unusable = [row for row in rows if is_failure(row)]
     record_failures(
         store,
         [failure_row(r["clip_id"], PLAN_STAGE, r["error_type"], r["message"], r["attempt"]) for r in unusable],
     )
-    if config.filters.duplicates:
-        rows = mark_duplicates(rows, videos, store.ids(LATENTS, "video_uri"))
     record_filtered(store, [row for row in rows if row["filter"]])
-    return pa.Table.from_pylist([row for row in rows if not (is_failure(row) or row["filter"])], schema=PLAN)
+    clips = [
+        {name: row[name] for name in PLANNED.columns.names} for row in rows if not (is_failure(row) or row["filter"])
+    ]
+    table = build_table(PLANNED, clips, {})
+    if clips:
+        store.write_shard(PLANNED, table)
+    return table.replace_schema_metadata(None)
 
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
@@ -401,6 +469,7 @@ def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) 
         "clip_filter": asdict(config.filters),
         "video_timeout_s": config.video_timeout_s,
         "preview_every": config.preview_every,
+        "keeps_low_res": "low_res" in provenance,
     }
     # A file holds clips of one bucket, as far as they go.
     shards = [shard for _, of_bucket in by_bucket(clips) for shard in in_shards(of_bucket, config.clips_per_shard)]

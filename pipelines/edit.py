@@ -2,7 +2,7 @@
 """A list of edits in, edited videos and a generated table out.
 
     read and check all edits -> leave out what is written -> groups of edits of the same clip
-    -> tune adapters on the clip, invert it, sample it with other words (actor pool)
+    -> tune adapters on the clip, invert it and sample it with other words, or edit it without inversion (actor pool)
 
 Each clip is tuned on once, however many edits it has, and the tuned adapters are kept. A row that fails is a row of the
 failures table. Stopped at any point, the same command goes on with what is missing.
@@ -34,9 +34,16 @@ from simda.data.video_files import COMPARISONS_FOLDER
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
+from simda.generation.video_edit import num_skipped_levels
 from simda.models.adapter_state import adapter_identity, check_adapter
 from simda.models.autoencoder import Autoencoder, check_frame_size
-from simda.models.base_models import autoencoder_architecture, autoencoder_identity, text_identity, unet_identity
+from simda.models.base_models import (
+    autoencoder_architecture,
+    autoencoder_identity,
+    check_is_upscaler,
+    text_identity,
+    unet_identity,
+)
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import library_versions, ray_session, run_command, with_progress
 from simda.stages.edit_videos import STAGE, EditVideos
@@ -97,6 +104,14 @@ class Inversion:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class InversionFree:
+    """How clips are edited without inversion."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """Share of the noise levels, from the clean end, that are gone through; lower keeps more of the clip."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class EditSampling:
     """How clips are sampled with other words."""
 
@@ -128,7 +143,11 @@ class EditConfig:
     """The base model: `sprites`, a diffusers directory or a hub name."""
     clips: Clips = Clips()
     tuning: Tuning = Tuning()
+    method: Literal["inversion", "inversion_free"] = "inversion"
+    """From the noise that the clip is inverted to, or from the clip itself by what its own words and the new ones make
+    of the same noise; the latter keeps layout and motion better, and takes fewer passes."""
     inversion: Inversion = Inversion()
+    inversion_free: InversionFree = InversionFree()
     sampling: EditSampling = EditSampling()
     fresh_adapter: Adapter = Adapter()
     """How adapters are built where tuning starts from none."""
@@ -206,6 +225,7 @@ def plan(config: EditConfig) -> Plan:
     Raises:
         InputError, ConfigError, ModelMismatchError: what was given cannot be used.
     """
+    check_method(config)
     rows = read_rows(config)
     key = run_key(config)
     store = OutputStore(config.output)
@@ -214,6 +234,22 @@ def plan(config: EditConfig) -> Plan:
     left = sorted(finished.left(rows, config.retry_failed), key=lambda row: row["clip_key"])
     groups = [list(group) for _, group in groupby(left, key=lambda row: row["clip_key"])]
     return Plan(rows, groups, store, key, finished.resumes)
+
+
+def check_method(config: EditConfig) -> None:
+    """Refuse settings that have no effect.
+
+    Raises:
+        ConfigError: settings of the method that is not used.
+    """
+    inverts = config.method == "inversion"
+    idle = {
+        "inversion": not inverts and config.inversion != Inversion(),
+        "inversion_free": inverts and config.inversion_free != InversionFree(),
+        "sampling.eta": not inverts and config.sampling.eta != 0,
+    }
+    if names := [name for name, is_idle in idle.items() if is_idle]:
+        raise ConfigError(f"{', '.join(names)}: no effect with method={config.method}; leave out, or change the method")
 
 
 def read_rows(config: EditConfig) -> list[Row]:
@@ -254,6 +290,9 @@ def setting_faults(row: Row, config: EditConfig, vae: Autoencoder) -> Iterator[s
         Guidance(row["guidance_scale"], sampling.guidance_rescale, sampling.guidance_start, sampling.guidance_end)
     except ConfigError as error:
         yield str(error)
+    num_steps, strength = row["num_inference_steps"], config.inversion_free.strength
+    if config.method == "inversion_free" and num_skipped_levels(num_steps, strength) == num_steps:
+        yield f"inversion_free.strength={strength} of num_inference_steps={num_steps} leaves none; raise one of them"
 
 
 def former_settings(done: Row) -> Row:
@@ -283,6 +322,7 @@ def run_key(config: EditConfig) -> Row:
         InputError: a model cannot be used.
         ModelMismatchError, ConfigError: as `starting_adapter`.
     """
+    check_is_upscaler(config.base_model, False)
     base = unet_identity(config.base_model)
     # What rows resolve for themselves may differ between them, and is compared row by row.
     sampling = config_to_dict(config.sampling)
@@ -293,7 +333,9 @@ def run_key(config: EditConfig) -> Row:
         "vae": autoencoder_identity(config.base_model),
         "text_encoder": text_identity(config.base_model),
         "tuning": config_to_dict(config.tuning),
+        "method": config.method,
         "inversion": config_to_dict(config.inversion),
+        "inversion_free": config_to_dict(config.inversion_free),
         "sampling": {name: sampling[name] for name in sampling if name not in OWN_SAMPLING},
         "sharded": config.sharded,
     }
@@ -313,7 +355,9 @@ def edit(config: EditConfig, work: Plan, num_rows: int) -> None:
             "device": config.workers.device,
             "threads": config.workers.threads_per_worker,
             "tuning": asdict(config.tuning),
+            "method": config.method,
             "inversion": asdict(config.inversion),
+            "inversion_free": asdict(config.inversion_free),
             "sampling": {
                 "eta": sampling.eta,
                 "guidance_rescale": sampling.guidance_rescale,

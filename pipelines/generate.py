@@ -51,6 +51,7 @@ from simda.models.base_models import (
     autoencoder_architecture,
     autoencoder_identity,
     check_finetune,
+    check_is_upscaler,
     text_identity,
     unet_identity,
 )
@@ -310,6 +311,7 @@ def identify_models(config: GenerateConfig) -> Row:
         InputError: a model cannot be used.
         ModelMismatchError: the adapter belongs to another base model.
     """
+    check_is_upscaler(config.base_model, False)
     trained_on = unet_identity(config.base_model)
     if config.finetune:
         check_finetune(config.finetune, config.base_model)

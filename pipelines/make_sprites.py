@@ -39,6 +39,8 @@ class MakeSpritesConfig:
     """Videos to render."""
     num_frames: int = Field(default=8, ge=2, le=world.MAX_FRAMES)
     """Length of each video, at 8 frames per second."""
+    size_px: int = Field(default=world.SIZE_PX, ge=16, multiple_of=2)
+    """Side of the frames; the world is drawn for 64, larger frames show the same more sharply."""
     num_prompts: int = Field(default=32, ge=1)
     """Rows of prompts.csv; every third one is of a held-out triple."""
     seed: int = Field(default=0, ge=0)
@@ -90,7 +92,8 @@ def draw_video(config: MakeSpritesConfig, index: int) -> tuple[world.Frames, str
     rng = np.random.default_rng((config.seed, VIDEO_STREAM, index))
     scene = world.draw_scene(rng)
     caption = scene.caption(int(rng.integers(len(world.CAPTION_FORMS))))
-    return world.render(scene, world.draw_trajectory(scene, rng, config.num_frames), config.num_frames), caption
+    trajectory = world.draw_trajectory(scene, rng, config.num_frames)
+    return world.render(scene, trajectory, config.num_frames, config.size_px), caption
 
 
 def draw_caption(config: MakeSpritesConfig, index: int) -> str:

@@ -1,35 +1,49 @@
 #!/usr/bin/env python
-"""Nothing in, the embedded base model out: a tiny text-to-image model trained on still sprites.
+"""Nothing in, an embedded base model out: a tiny text-to-image model or a tiny x4 upscaler, trained on still sprites.
 
     stills drawn by the sprites world -> autoencoder \
                                                       -> denoiser -> OUTPUT/base (a diffusers directory)
     captions of the sprites world -> text encoder    /
 
-Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one as
-`base_model=sprites`. Stopped at any point, the same command goes on from its last saved state.
+The upscaler takes over autoencoder and text encoder of a text-to-image model, so that only its denoiser is trained.
+Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one of
+each as `base_model=sprites` and `base_model=sprites_upscaler`. Stopped at any point, the same command goes on from its
+last saved state.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+    UNet2DConditionModel,
+)
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from simda.config import CONFIG_RULES, Uri
+from simda.config import CONFIG_RULES, ModelName, Uri
+from simda.errors import ConfigError
+from simda.models.autoencoder import encode_frames
+from simda.models.base_models import load_autoencoder, load_text_parts
+from simda.models.text_encoder import encode_prompts
 from simda.runtime import run_command
 from simda.sprites import world
-from simda.training import pretraining
+from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
+from simda.training import pretraining, upscaler_pretraining
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,6 +54,8 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "motion": (*world.MOTIONS, None),
 }
 """What a caption says, and the words for it; `None` is a caption without motion."""
+FRAMES_PER_CLIP = 2
+"""Of the clips of which the upscaler sees the frames as stills."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -85,11 +101,31 @@ class DenoiserTraining:
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
+class UpscalerTraining:
+    """How the upscaler is trained, on frames of 256 pixels and on crops of a quarter of their area."""
+
+    text_to_image: ModelName = "sprites"
+    """The model whose autoencoder and text encoder it takes over."""
+    num_clips: int = Field(default=200, ge=1)
+    """Clips of two frames, drawn and encoded once; the steps draw from their frames."""
+    num_steps: int = Field(default=1000, ge=20)
+    """Optimiser steps."""
+    batch_size: int = Field(default=8, ge=4)
+    """Crops per step; of every fourth step, a quarter as many whole frames."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of the cosine schedule."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of captions replaced by the null prompt."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
 class PretrainConfig:
     """Settings of `pretrain`."""
 
     output: Uri
     """Directory of the result; the model is written to its `base/`."""
+    model: Literal["text_to_image", "upscaler"] = "text_to_image"
+    """What is trained: `autoencoder`, `text_encoder` and `denoiser` are of the one, `upscaler` of the other."""
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights and every still."""
     num_threads: int = Field(default=2, ge=1)
@@ -97,18 +133,43 @@ class PretrainConfig:
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     text_encoder: TextEncoderTraining = TextEncoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
+    upscaler: UpscalerTraining = UpscalerTraining()
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train all parts, or what is left of them, and save the model."""
+    check_settings(config)
     torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
+    is_upscaler = config.model == "upscaler"
+    model = train_upscaler(config, folder, device) if is_upscaler else train_text_to_image(config, folder, device)
+    psnr_db = psnr_on_new_stills(model.vae, config.seed, device, LARGE_PX if is_upscaler else world.SIZE_PX)
+    model.to(dtype=torch.float16).save_pretrained(folder / "base")
+    num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
+    return {"base": str(folder / "base"), "num_bytes": num_bytes, "psnr_db": round(psnr_db, 2)}
+
+
+def check_settings(config: PretrainConfig) -> None:
+    """Refuse settings of the model that is not trained.
+
+    Raises:
+        ConfigError: with their names.
+    """
+    own = {"text_to_image": ("autoencoder", "text_encoder", "denoiser"), "upscaler": ("upscaler",)}
+    others = (name for model, names in own.items() if model != config.model for name in names)
+    idle = [name for name in others if getattr(config, name) != type(getattr(config, name))()]
+    if idle:
+        raise ConfigError(f"model={config.model}: the settings of {', '.join(idle)} have no effect; leave them out")
+
+
+def train_text_to_image(config: PretrainConfig, folder: Path, device: torch.device) -> StableDiffusionPipeline:
+    """Train the three parts of the text-to-image model."""
     vae = train_autoencoder(config, folder, device)
     tokenizer, text_encoder = train_text_encoder(config, folder, device)
     unet, noise_scheduler = train_denoiser(config, folder, vae, tokenizer, text_encoder)
-    model = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -118,13 +179,6 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    model.to(dtype=torch.float16).save_pretrained(folder / "base")
-    num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
-    return {
-        "base": str(folder / "base"),
-        "num_bytes": num_bytes,
-        "psnr_db": round(psnr_on_new_stills(vae.float(), config.seed, device), 2),
-    }
 
 
 def train_autoencoder(config: PretrainConfig, folder: Path, device: torch.device) -> AutoencoderKL:
@@ -188,6 +242,51 @@ def train_denoiser(
     return unet, noise_scheduler
 
 
+def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -> StableDiffusionUpscalePipeline:
+    """Train the denoiser of the upscaler, between the other parts of a text-to-image model."""
+    settings = config.upscaler
+    vae, text = load_autoencoder(settings.text_to_image), load_text_parts(settings.text_to_image, device=device)
+    upscaler_pretraining.move_to_scaling_factor(vae, upscaler_pretraining.SCALING_FACTOR)
+    round_to_half(vae).to(device)
+    torch.manual_seed(config.seed + 3)
+    unet = upscaler_pretraining.build_upscaler_unet().to(device, memory_format=torch.channels_last)
+    noise_scheduler = pretraining.build_noise_scheduler()
+    low_res_scheduler = upscaler_pretraining.build_low_res_scheduler()
+    upscaler_pretraining.pretrain_upscaler(
+        unet,
+        partial(encode_prompts, text.tokenizer, text.text_encoder),
+        noise_scheduler,
+        low_res_scheduler,
+        draw_crops(config, encode_pairs(config, vae)),
+        num_steps=settings.num_steps,
+        learning_rate=settings.learning_rate,
+        caption_dropout=settings.caption_dropout,
+        state_path=folder / "upscaler.pt",
+        metrics_path=folder / "upscaler.jsonl",
+    )
+    return StableDiffusionUpscalePipeline(
+        vae=vae,
+        text_encoder=text.text_encoder,
+        tokenizer=text.tokenizer,
+        unet=unet,
+        low_res_scheduler=low_res_scheduler,
+        scheduler=noise_scheduler,
+        max_noise_level=upscaler_pretraining.MAX_NOISE_LEVEL,
+    )
+
+
+def encode_pairs(config: PretrainConfig, vae: AutoencoderKL) -> tuple[Tensor, Tensor, list[str]]:
+    """uint8 frames of low resolution, [n, 64, 64, 3]; scaled latents of high resolution, [n, 4, 64, 64]; captions."""
+    rng = np.random.default_rng((config.seed, 5))
+    lows, latents, captions = [], [], []
+    for _ in range(config.upscaler.num_clips):
+        pair = draw_pair(rng, FRAMES_PER_CLIP)
+        lows.append(torch.from_numpy(pair.low))
+        latents.append(encode_frames(vae, torch.from_numpy(pair.high)[None])[0].movedim(1, 0).cpu())
+        captions += [pair.caption] * FRAMES_PER_CLIP
+    return torch.cat(lows), torch.cat(latents), captions
+
+
 def round_to_half(model: Model) -> Model:
     """Half precision halves the package; it is rounded now, so that the denoiser is trained on what is shipped."""
     return model.to(torch.float16).to(torch.float32)
@@ -195,24 +294,51 @@ def round_to_half(model: Model) -> Model:
 
 def dry_run(config: PretrainConfig) -> dict[str, Any]:
     """Count parameters and stills."""
-    models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
-    return {
-        "num_parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
-        "num_stills": config.autoencoder.num_steps * config.autoencoder.batch_size
-        + config.denoiser.num_steps * config.denoiser.batch_size,
-    }
+    check_settings(config)
+    if config.model == "upscaler":
+        models: dict[str, nn.Module] = {"denoiser": upscaler_pretraining.build_upscaler_unet()}
+        num_stills = config.upscaler.num_clips * FRAMES_PER_CLIP
+    else:
+        models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
+        num_stills = sum(part.num_steps * part.batch_size for part in (config.autoencoder, config.denoiser))
+    num_parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    return {"num_parameters": num_parameters, "num_stills": num_stills}
 
 
 def draw_stills(
-    seed: int, stream: int, batch_size: int, device: torch.device
+    seed: int, stream: int, batch_size: int, device: torch.device, size_px: int = world.SIZE_PX
 ) -> Callable[[int], tuple[Tensor, list[str]]]:
-    """A function of the step: (RGB stills in [-1, 1], [b, 3, 64, 64]; their captions)."""
+    """A function of the step: (RGB stills in [-1, 1], [b, 3, size_px, size_px]; their captions)."""
 
     def draw(step: int) -> tuple[Tensor, list[str]]:
         rng = np.random.default_rng((seed, stream, step))
-        images, captions = zip(*(world.draw_captioned_still(rng) for _ in range(batch_size)), strict=True)
+        images, captions = zip(*(world.draw_captioned_still(rng, size_px) for _ in range(batch_size)), strict=True)
         stills = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
         return stills.float() / 127.5 - 1, list(captions)
+
+    return draw
+
+
+def draw_crops(
+    config: PretrainConfig, pairs: tuple[Tensor, Tensor, list[str]]
+) -> Callable[[int], tuple[Tensor, Tensor, list[str]]]:
+    """A function of the step: some of the pairs (as `encode_pairs` gives them), or crops of half of their sides.
+
+    Crops teach four times as fast; every fourth step has whole frames, as they are upscaled.
+    """
+    low, latents, captions = pairs
+
+    def draw(step: int) -> tuple[Tensor, Tensor, list[str]]:
+        rng = np.random.default_rng((config.seed, 6, step))
+        whole = step % 4 == 3
+        size = low.shape[1] if whole else low.shape[1] // 2
+        lows, parts, texts = [], [], []
+        for row in rng.integers(len(low), size=config.upscaler.batch_size // (4 if whole else 1)):
+            y, x = rng.integers(0, low.shape[1] - size + 1, 2)
+            lows.append(low[row, y : y + size, x : x + size])
+            parts.append(latents[row, :, y : y + size, x : x + size])
+            texts.append(captions[row])
+        return torch.stack(lows), torch.stack(parts), texts
 
     return draw
 
@@ -237,9 +363,10 @@ def every_caption() -> list[str]:
 
 
 @torch.no_grad()
-def psnr_on_new_stills(vae: AutoencoderKL, seed: int, device: torch.device) -> float:
-    """Mean PSNR in dB of 64 reconstructed stills that training never saw."""
-    images, _ = draw_stills(seed, 3, 64, device)(0)
+def psnr_on_new_stills(vae: AutoencoderKL, seed: int, device: torch.device, size_px: int) -> float:
+    """Mean PSNR in dB of 64 reconstructed stills that training never saw; of fewer large ones."""
+    number = max(8, 64 * world.SIZE_PX**2 // size_px**2)
+    images, _ = draw_stills(seed, 3, number, device, size_px)(0)
     reconstructed = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     error = (reconstructed - images).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(4 / error)).mean())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
 import ray
@@ -28,7 +28,13 @@ from simda.errors import ConfigError
 from simda.models.adapter_card import CARD_FILE, model_card
 from simda.models.adapter_hub import check_push, push_adapter
 from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, count_adapter_parameters, read_adapter_header
-from simda.models.base_models import autoencoder_identity, text_identity, unet_identity
+from simda.models.base_models import (
+    autoencoder_identity,
+    is_upscaler_model,
+    max_noise_level,
+    text_identity,
+    unet_identity,
+)
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import ray_session, record_metric, run_command
 from simda.stages.sample_validation import watch_validation
@@ -37,6 +43,7 @@ from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
 from simda.training.latent_clips import LatentClips
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
+from simda.training.step import native_precision
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
 from simda.training.worker import Watch, run_workers
 
@@ -44,7 +51,7 @@ from simda.training.worker import Watch, run_workers
 CARRYING_OUT = (
     "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
     "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
-    "validation_videos",
+    "validation_videos", "min_workers",
 )  # fmt: skip
 
 
@@ -103,7 +110,8 @@ class TrainConfig:
     output: Uri
     """Directory of the result, local or s3://; with workers on several machines, one that all of them reach."""
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The frozen model: `sprites`, a diffusers directory or a hub name; the one that the latents were cached with."""
+    """The frozen model, text-to-image or x4 upscaler: `sprites`, `sprites_upscaler`, a diffusers directory or a hub
+    name; the one that the latents were cached with."""
     num_frames: int = Field(default=16, ge=1)
     """Frames of a training clip; of longer clips a random span is taken at each visit."""
     num_steps: int = Field(default=10_000, ge=1)
@@ -120,19 +128,28 @@ class TrainConfig:
     """Above 1 draws noisier timesteps, at which layout and motion are decided; 1 draws all equally."""
     noise_correlation: float = Field(default=0.0, ge=0, le=1)
     """Share of the noise that all frames of a clip have in common; the paper's is 0. `generate` has its own."""
+    max_noise_level: int | None = Field(default=None, ge=0)
+    """Highest level of noise on an upscaler's low-resolution frames; by default the base model's own."""
     noise_offset: float = Field(default=0.0, ge=0)
     """Deviation of a constant in the noise of each clip and channel; about 0.1 teaches very dark and bright clips."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """Weighs each clip by min(SNR, gamma) / SNR of its timestep; 5 is usual, null weighs all alike."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
+    sample_posterior: bool = False
+    """Draw each visit's latents from the autoencoder's posterior, in the place of its mean; needs keep_spread=true of
+    `cache_latents`."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and
+    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
     workers: Workers = Workers()
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest workers that it goes on with where there is no room for workers.num_workers, as when machines are taken
+    away; it grows again, from the last checkpoint each time, with the same result. None waits for room for all."""
     max_worker_failures: int = Field(default=2, ge=0)
     """Times that crashed workers are replaced, from the last checkpoint, before the command fails."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -155,6 +172,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)
@@ -170,7 +188,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     workers = config.workers
     telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
     with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
-        checkpoint = run_workers(plan, workers, config.max_worker_failures, watch_of(config, clips, prompts))
+        checkpoint = run_workers(
+            plan, workers, config.max_worker_failures, watch_of(config, clips, prompts), config.min_workers
+        )
     last = read_metrics(store)[-1]
     adapter = publish(config, store, checkpoint, last)
     summary = {
@@ -194,12 +214,14 @@ def validation_prompts(config: TrainConfig) -> list[dict[str, Any]]:
     """The prompts of the validation videos.
 
     Raises:
-        ConfigError: they fall between checkpoints.
+        ConfigError: they fall between checkpoints, or the base model is an upscaler, which makes none of prompts.
         InputError: the list has faults.
     """
     videos = config.validation_videos
     if videos.prompts is None:
         return []
+    if is_upscaler_model(config.base_model):
+        raise ConfigError(f"validation_videos: base_model={config.base_model} is an upscaler; leave out their prompts")
     if videos.every % config.checkpoint_every:
         raise ConfigError(
             f"validation_videos.every={videos.every} is no multiple of checkpoint_every={config.checkpoint_every}; "
@@ -230,6 +252,12 @@ def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, An
     return Watch(task, settings, videos.every)
 
 
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """The same with `auto` decided, so that all that is recorded of a run says what it was."""
+    device = config.workers.device
+    return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
+
+
 def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
     """The adapter of the last checkpoint as the result, with its card; returns its directory.
 
@@ -248,6 +276,7 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     prompts = validation_prompts(config)
@@ -283,16 +312,53 @@ def open_latents(config: TrainConfig) -> LatentClips:
     Raises:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
-    passes = config.workers.num_workers * config.num_accumulated
-    if config.batch_size % passes:
-        raise ConfigError(
-            f"batch_size={config.batch_size} cannot be shared equally by workers.num_workers="
-            f"{config.workers.num_workers} with num_accumulated={config.num_accumulated}; use a multiple of {passes}"
-        )
-    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips)
+    check_shares(config)
+    needs_low_res = highest_noise_level(config) is not None
+    clips = LatentClips(
+        config.latents,
+        config.num_frames,
+        config.seed,
+        config.num_validation_clips,
+        needs_low_res,
+        config.sample_posterior,
+    )
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
+
+
+def check_shares(config: TrainConfig) -> None:
+    """Every number of workers that there may be shares a batch equally.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    most = config.workers.num_workers
+    if config.min_workers and config.min_workers > most:
+        raise ConfigError(f"min_workers={config.min_workers} is above workers.num_workers={most}")
+    each = [number * config.num_accumulated for number in range(config.min_workers or most, most + 1)]
+    if any(config.batch_size % passes for passes in each):
+        numbers = f"min_workers={config.min_workers} to " if config.min_workers else ""
+        raise ConfigError(
+            f"batch_size={config.batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
+            f"num_accumulated={config.num_accumulated}; use a multiple of {math.lcm(*each)}"
+        )
+
+
+def highest_noise_level(config: TrainConfig) -> int | None:
+    """Of the noise on an upscaler's low-resolution frames; None for other models.
+
+    Raises:
+        ConfigError: it is set for a model without such frames, or above what the base model knows.
+    """
+    if not is_upscaler_model(config.base_model):
+        if config.max_noise_level is not None:
+            raise ConfigError(f"max_noise_level has no effect: base_model={config.base_model} is no upscaler")
+        return None
+    known = max_noise_level(config.base_model)
+    if config.max_noise_level is not None and config.max_noise_level > known:
+        raise ConfigError(f"max_noise_level={config.max_noise_level}; base_model={config.base_model} knows {known}")
+    return known if config.max_noise_level is None else config.max_noise_level
 
 
 def identify_models(base_model: str) -> dict[str, str]:
@@ -322,9 +388,11 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         caption_dropout=config.caption_dropout,
         timestep_shift=config.timestep_shift,
         noise_correlation=config.noise_correlation,
+        max_noise_level=highest_noise_level(config),
         noise_offset=config.noise_offset,
         min_snr_gamma=config.min_snr_gamma,
         stratified_timesteps=config.stratified_timesteps,
+        sample_posterior=config.sample_posterior,
         optimisation={
             "optimizer": config.optimizer.name,
             "learning_rate": config.optimizer.lr,

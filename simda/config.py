@@ -46,10 +46,14 @@ def absolute_uri(uri: str) -> str:
     return uri if "://" in uri or not uri else str(start_directory() / Path(uri).expanduser())
 
 
+EMBEDDED_MODELS = ("sprites", "sprites_upscaler")
+"""Names of the base models that come with the package; a directory of the same name is written as ./NAME."""
+
+
 def absolute_model(name: str) -> str:
     """As `absolute_uri` for a directory; other names of models as they are."""
     path = absolute_uri(name)
-    return path if Path(path).is_dir() else name
+    return path if name not in EMBEDDED_MODELS and Path(path).is_dir() else name
 
 
 def absolute_adapter(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import tarfile
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from simda.data.frame_buckets import Bucket, fitting_buckets
 from simda.data.frame_size import CENTRE, Crop, draw_crop
 from simda.data.schema import derived_id
 from simda.data.shots import Shot
-from simda.data.uris import get_info, is_local, open_uri
+from simda.data.uris import MEMBER, get_info, is_local, open_uri, patiently, read_range
 from simda.data.video_index import SAME_TIME_S, VideoInfo
-from simda.errors import ConfigError, InputError
+from simda.errors import ConfigError, InputError, VideoError
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -256,18 +257,44 @@ def list_videos(uri: str) -> list[VideoSource]:
 
 
 def find_video(uri: str) -> VideoSource:
-    """The video of this name; one that is not there has the version `MISSING`.
+    """The video of this name, which may lie in a tar file; one that is not there has the version `MISSING`.
 
     Raises:
         InputError: the storage cannot be reached.
     """
+    member = MEMBER.fullmatch(uri)
+    if member:
+        return _find_member(uri, member["file"], int(member["offset"]))
     filesystem, path = open_uri(uri)
     return _source(get_info(filesystem, path, uri), is_local(uri))
 
 
+def _find_member(uri: str, shard_uri: str, offset: int) -> VideoSource:
+    """A video in a tar file as the header that stands before its bytes describes it."""
+    try:
+        header = read_range(shard_uri, offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except (InputError, tarfile.HeaderError):
+        return VideoSource(uri, 0, MISSING)
+    return VideoSource(uri, info.size, str(int(info.mtime) * 10**9))
+
+
+def check_unchanged(uri: str, size_bytes: int, version: str) -> None:
+    """Compare a file with what it was when it was listed.
+
+    Raises:
+        VideoError: it is another one, or gone.
+    """
+    found = find_video(uri)
+    if (found.size_bytes, found.version) != (size_bytes, version):
+        what = "is no longer there" if found.version == MISSING else "was changed"
+        raise VideoError(f"{uri} {what} since its clips were planned; run the same command again to plan it anew")
+
+
 def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSource]:
     local = isinstance(filesystem, fs.LocalFileSystem)
-    infos = _walk(path, uri) if local else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    selector = fs.FileSelector(path, recursive=True)
+    infos = _walk(path, uri) if local else patiently(uri, lambda: filesystem.get_file_info(selector))
     return [
         _source(info, local)
         for info in infos

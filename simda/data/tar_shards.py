@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from simda.data.clip_plan import SUFFIXES, TAR_SUFFIX, VideoSource
+from simda.data.clip_plan import SUFFIXES, TAR_SUFFIX, VideoSource, find_video
 from simda.data.uris import member_uri, open_uri
 
 CAPTION_KEYS = ("caption", "captions", "text")
@@ -75,7 +75,11 @@ def list_shard(uri: str) -> ShardListing:
                     faults.append((where, "its bytes do not lie whole in the shard; write the shard again"))
                 elif suffix in SUFFIXES:
                     member_at = member_uri(uri, member.name, member.offset_data, member.size)
-                    videos[key].append(VideoSource(member_at, member.size, str(int(member.mtime * 1e9))))
+                    # Extended headers have fractions of a second, which the one that `find_video` reads has not.
+                    exact = "mtime" in member.pax_headers
+                    version = str(int(member.mtime) * 10**9)
+                    source = find_video(member_at) if exact else VideoSource(member_at, member.size, version)
+                    videos[key].append(source)
                 else:
                     file.seek(member.offset_data)
                     try:

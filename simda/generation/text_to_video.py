@@ -35,7 +35,7 @@ from simda.models.autoencoder import (
     decode_latents,
     spatial_factor,
 )
-from simda.models.base_models import check_finetune, load_base_model, unet_identity
+from simda.models.base_models import check_finetune, check_is_upscaler, load_base_model, unet_identity
 from simda.models.clip_noise import draw_clip_noise
 from simda.models.text_attention import TextCache
 from simda.models.text_encoder import encode_prompts
@@ -115,6 +115,7 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             InputError: one of the models cannot be used.
             ModelMismatchError: they do not belong together.
         """
+        check_is_upscaler(base_model, False)
         if finetune:
             check_finetune(finetune, base_model)
         base = load_base_model(finetune or base_model, torch_dtype)
@@ -375,9 +376,15 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def _finish(
         self, latents: Tensor, output_type: str, frames_per_decode: int
     ) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        decodes = output_type != "latent"
+        result = decode_latents(self.vae, latents, frames_per_decode) if decodes else latents
+        return self._as_output(result, output_type)
+
+    def _as_output(self, result: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
+        """Latents, or decoded frames, as they were asked for."""
         if output_type == "latent":
-            return latents
-        frames = decode_latents(self.vae, latents, frames_per_decode).cpu()
+            return result
+        frames = result.cpu()
         if output_type == "pt":
             return frames.movedim(-1, 2)
         if output_type == "np":

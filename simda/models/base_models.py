@@ -1,7 +1,7 @@
 """Where the frozen image model comes from: a name, a diffusers directory or the hub; and which one it is, by content.
 
-`sprites` is the embedded one. An identity is a hash of configurations and weights, so that a moved or renamed copy of a
-model is the same model, while an adapter or a latents table refuses another one.
+`sprites` and `sprites_upscaler` are the embedded ones. An identity is a hash of configurations and weights, so that a
+moved or renamed copy of a model is the same model, while an adapter or a latents table refuses another one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
@@ -26,8 +26,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from simda.data.schema import describe_differences
 from simda.errors import InputError, ModelMismatchError
 from simda.models.autoencoder import Autoencoder
+from simda.models.low_resolution import is_upscaler
+from simda.models.stored_models import copy_stored_model
 
-EMBEDDED_MODELS = {"sprites": Path(__file__).parents[1] / "sprites" / "weights" / "base"}
+WEIGHTS = Path(__file__).parents[1] / "sprites" / "weights"
+EMBEDDED_MODELS = {"sprites": WEIGHTS / "base", "sprites_upscaler": WEIGHTS / "upscaler"}
 PARTS = {
     "unet": "config.json",
     "vae": "config.json",
@@ -35,6 +38,10 @@ PARTS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
+LOW_RES_SCHEDULER = "low_res_scheduler"
+"""The part that only an upscaler has: the noise on its low-resolution frames."""
+DEFAULT_MAX_NOISE_LEVEL = 350
+"""diffusers' own, of upscalers that do not say."""
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 AUTOENCODERS: dict[str, type[Autoencoder]] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 # Which version of a library wrote a configuration, and where from, does not make it another model.
@@ -70,8 +77,9 @@ def resolve_base_model(base_model: str) -> Path:
     """The local diffusers directory of a base model.
 
     Args:
-        base_model: an embedded name ("sprites"), a local directory, or a name on the hub, which is downloaded (the
-            parts that are needed, as safetensors) unless it is in the cache.
+        base_model: an embedded name ("sprites", "sprites_upscaler"), a local directory, an `s3://` prefix, which is
+            copied to this machine, or a name on the hub, which is downloaded (the parts that are needed, as
+            safetensors) unless it is in the cache.
 
     Raises:
         InputError: there is no such model, or the directory is not one of the Stable Diffusion family.
@@ -80,6 +88,8 @@ def resolve_base_model(base_model: str) -> Path:
         path = EMBEDDED_MODELS[base_model]
     elif Path(base_model).is_dir():
         path = Path(base_model)
+    elif base_model.startswith("s3://"):
+        path = copy_stored_model(base_model, (*PARTS, LOW_RES_SCHEDULER))
     else:
         path = _download(base_model)
     missing = [part for part in PARTS if not (path / part).is_dir()]
@@ -146,7 +156,10 @@ def autoencoder_architecture(base_model: str, autoencoder: str | None = None) ->
     """As `load_autoencoder` without the weights, for what follows from the configuration alone."""
     folder = autoencoder_folder(base_model, autoencoder)
     kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
-    with _told_as_input(autoencoder or base_model), torch.device("meta"):
+    with (
+        _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"),
+        torch.device("meta"),
+    ):
         return kind.from_config(kind.load_config(folder))
 
 
@@ -198,6 +211,42 @@ def load_tokenizer(base_model: str) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(resolve_base_model(base_model), subfolder="tokenizer")
 
 
+def is_upscaler_model(base_model: str) -> bool:
+    """Whether the base model is an x4 upscaler, by the configuration of its UNet.
+
+    Raises:
+        InputError: as `resolve_base_model`.
+    """
+    return is_upscaler(_read_config(base_model, resolve_base_model(base_model) / "unet" / "config.json"))
+
+
+def check_is_upscaler(base_model: str, wanted: bool) -> None:
+    """Refuse a base model of the other kind.
+
+    Raises:
+        InputError: it is an upscaler and should not be one, or the other way round; or as `resolve_base_model`.
+    """
+    if is_upscaler_model(base_model) != wanted:
+        kinds = ("a text-to-image model", "an x4 upscaler")
+        embedded = ("sprites", "sprites_upscaler")
+        raise InputError(
+            f"base_model={base_model} is {kinds[not wanted]}; here {kinds[wanted]} is needed, such as the embedded "
+            f"{embedded[wanted]}"
+        )
+
+
+def load_low_res_scheduler(base_model: str) -> DDPMScheduler:
+    """The noise that an upscaler's low-resolution frames are given."""
+    return DDPMScheduler.from_pretrained(resolve_base_model(base_model), subfolder=LOW_RES_SCHEDULER)
+
+
+def max_noise_level(base_model: str) -> int:
+    """The highest level of that noise that an upscaler was trained on."""
+    index = resolve_base_model(base_model) / "model_index.json"
+    told = _read_config(base_model, index) if index.is_file() else {}
+    return int(told.get("max_noise_level", DEFAULT_MAX_NOISE_LEVEL))
+
+
 def check_finetune(finetune: str, base_model: str) -> None:
     """Refuse a fine-tune whose UNet is not built as that of the base model.
 
@@ -240,6 +289,8 @@ def _check_parts(base_model: str, path: Path) -> None:
             f"base_model={base_model}: its unet is {unet.get('_class_name')} with additional embedding "
             f"{unet.get('addition_embed_type')}; Stable Diffusion 1 and 2 have a UNet2DConditionModel without one"
         )
+    if is_upscaler(unet) and not (path / LOW_RES_SCHEDULER / "scheduler_config.json").is_file():
+        raise InputError(f"base_model={base_model} is an upscaler, but {path} has no {LOW_RES_SCHEDULER} folder")
     if vae.get("_class_name") not in AUTOENCODERS:
         raise InputError(
             f"base_model={base_model}: its vae is {vae.get('_class_name')}; known are {', '.join(AUTOENCODERS)}"

@@ -175,15 +175,20 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
     return Trajectory(x, y, radius, dx, dy, growth, spin, angle, shade)
 
 
-def render(scene: Scene, trajectory: Trajectory, num_frames: int) -> Frames:
+def render(scene: Scene, trajectory: Trajectory, num_frames: int, size_px: int = SIZE_PX) -> Frames:
     """Render a clip, anti-aliased.
 
+    Args:
+        trajectory: in pixels of a frame of 64x64, whatever `size_px` is.
+        size_px: side of the frames; larger ones show the same scene more sharply.
+
     Returns:
-        uint8 RGB frames [frames, 64, 64, 3].
+        uint8 RGB frames [frames, size_px, size_px, 3].
     """
-    background = _background(scene.background, trajectory.shade_angle_rad)
+    trajectory = _enlarge(trajectory, size_px / SIZE_PX)
+    background = _background(scene.background, trajectory.shade_angle_rad, size_px)
     colour = np.asarray(COLOURS[scene.colour], np.float32)
-    rows, columns = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32) + 0.5
+    rows, columns = np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5
     frames = []
     for t in range(num_frames):
         coverage = sprite_coverage(
@@ -197,8 +202,8 @@ def render(scene: Scene, trajectory: Trajectory, num_frames: int) -> Frames:
     return np.clip(np.rint(np.stack(frames)), 0, 255).astype(np.uint8)
 
 
-def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
-    """Render one still of a scene, [64, 64, 3].
+def render_still(scene: Scene, rng: np.random.Generator, size_px: int = SIZE_PX) -> Frames:
+    """Render one still of a scene, [size_px, size_px, 3].
 
     A moving scene's still is one of the last three frames of its clip, as a photograph titled "a star moving left"
     shows a star that has already moved: so the words for motion leave a trace in what a text-to-image model learns.
@@ -212,7 +217,7 @@ def render_still(scene: Scene, rng: np.random.Generator) -> Frames:
         radius_px=trajectory.radius_px + t * trajectory.growth_px,
         angle_rad=trajectory.angle_rad + t * trajectory.spin_rad,
     )
-    return render(scene, moved, 1)[0]
+    return render(scene, moved, 1, size_px)[0]
 
 
 def draw_training_words(rng: np.random.Generator) -> Scene:
@@ -223,10 +228,10 @@ def draw_training_words(rng: np.random.Generator) -> Scene:
     return scene
 
 
-def draw_captioned_still(rng: np.random.Generator) -> tuple[Frames, str]:
-    """Draw a scene as by `draw_training_words`; returns one still of it, [64, 64, 3], and its caption."""
+def draw_captioned_still(rng: np.random.Generator, size_px: int = SIZE_PX) -> tuple[Frames, str]:
+    """Draw a scene as by `draw_training_words`; returns one still of it, [size_px, size_px, 3], and its caption."""
     scene = draw_training_words(rng)
-    return render_still(scene, rng), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
+    return render_still(scene, rng, size_px), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 
 def sprite_coverage(
@@ -256,9 +261,15 @@ def sprite_coverage(
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
-def _background(name: str, shade_angle_rad: float) -> NDArray[np.float32]:
+def _enlarge(trajectory: Trajectory, factor: float) -> Trajectory:
+    """The same motion in a frame whose sides are longer by `factor`."""
+    lengths = ("x_px", "y_px", "radius_px", "dx_px", "dy_px", "growth_px")
+    return replace(trajectory, **{name: getattr(trajectory, name) * factor for name in lengths})
+
+
+def _background(name: str, shade_angle_rad: float, size_px: int) -> NDArray[np.float32]:
     """The background's colour under a soft linear shade of 15 % from one side to the other."""
-    axis = np.linspace(-0.5, 0.5, SIZE_PX, dtype=np.float32)
+    axis = np.linspace(-0.5, 0.5, size_px, dtype=np.float32)
     slope = np.cos(shade_angle_rad) * axis[None, :] + np.sin(shade_angle_rad) * axis[:, None]
     return np.asarray(BACKGROUNDS[name], np.float32) * (1 + 0.15 * slope[..., None])
 

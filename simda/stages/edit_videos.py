@@ -75,7 +75,9 @@ class EditVideos:
         device: str,
         threads: int,
         tuning: dict[str, Any],
+        method: str,
         inversion: dict[str, Any],
+        inversion_free: dict[str, Any],
         sampling: dict[str, Any],
         provenance: dict[str, Any],
         sharded: bool = False,
@@ -89,7 +91,8 @@ class EditVideos:
         weights = adapter_parameters(self.pipeline.unet)
         self.untuned = {name: weight.detach().clone() for name, weight in weights.items()}
         self.untuned_adapter = adapter and adapter_identity(adapter)
-        self.base, self.tuning, self.inversion, self.sampling = base, tuning, inversion, sampling
+        self.base, self.tuning, self.sampling = base, tuning, sampling
+        self.method, self.inversion, self.inversion_free = method, inversion, inversion_free
         self.provenance = provenance
         self.store = OutputStore(output)
         self.files = VideoFiles(self.store, sharded=sharded)
@@ -141,11 +144,11 @@ class EditVideos:
         if exists(f"{folder}/{ADAPTER_FILE}"):
             load_adapter(unet, folder, self.base)
         else:
+            started = time.monotonic()
             self.pipeline.tune(latents, row["source_prompt"], **self.tuning)
             clip = {name: row[name] for name in ("video", "source_prompt", "start_s", "stride", "num_frames")}
-            save_adapter(
-                adapter_parameters(unet), unet.adapter_config, self.base, {**self.provenance, "clip": clip}, folder
-            )
+            told = {"clip": clip, "tuning": self.tuning, "tuning_seconds": time.monotonic() - started}
+            save_adapter(adapter_parameters(unet), unet.adapter_config, self.base, self.provenance | told, folder)
         return adapter_identity(folder)
 
     @torch.no_grad()
@@ -157,24 +160,7 @@ class EditVideos:
     def edit(self, row: Row, clip: SourceClip) -> Row:
         """A row of the generated table; its video is written, alone and beside the source."""
         started = time.monotonic()
-        num_steps, under_source = row["num_inference_steps"], self.inversion["prompt"] == "source"
-        if num_steps not in clip.noise:
-            clip.noise[num_steps] = self.pipeline.invert(
-                clip.latents,
-                row["source_prompt"] if under_source else "",
-                num_steps,
-                self.inversion["num_refinements"],
-            )
-        latents = self.pipeline(
-            row["prompt"],
-            latents=clip.noise[num_steps],
-            num_inference_steps=num_steps,
-            guidance_scale=row["guidance_scale"],
-            negative_prompt=row["negative_prompt"] or (row["source_prompt"] if under_source else None),
-            generator=torch.Generator().manual_seed(row["seed"]),
-            output_type="latent",
-            **self.sampling,
-        ).frames
+        latents = self.led(row, clip) if self.method == "inversion_free" else self.sampled_from_noise(row, clip)
         frames = decode_latents(self.pipeline.vae, latents)[0]
         pixels = (frames * 255).round().to(torch.uint8).cpu().numpy()
         record = {
@@ -189,8 +175,10 @@ class EditVideos:
             "adapter": clip.adapter,
         }
         settings = {
+            "method": self.method,
             "tuning": self.tuning,
             "inversion": self.inversion,
+            "inversion_free": self.inversion_free,
             **self.sampling,
             "start_s": row["start_s"],
             "stride": row["stride"],
@@ -203,3 +191,40 @@ class EditVideos:
             "video_uri": uri,
             "seconds": time.monotonic() - started,
         }
+
+    def sampled_from_noise(self, row: Row, clip: SourceClip) -> Tensor:
+        """The latents of an edit, from the noise that the clip is inverted to once."""
+        num_steps, under_source = row["num_inference_steps"], self.inversion["prompt"] == "source"
+        if num_steps not in clip.noise:
+            clip.noise[num_steps] = self.pipeline.invert(
+                clip.latents,
+                row["source_prompt"] if under_source else "",
+                num_steps,
+                self.inversion["num_refinements"],
+            )
+        return self.pipeline(
+            row["prompt"],
+            latents=clip.noise[num_steps],
+            num_inference_steps=num_steps,
+            guidance_scale=row["guidance_scale"],
+            negative_prompt=row["negative_prompt"] or (row["source_prompt"] if under_source else None),
+            generator=torch.Generator().manual_seed(row["seed"]),
+            output_type="latent",
+            **self.sampling,
+        ).frames
+
+    def led(self, row: Row, clip: SourceClip) -> Tensor:
+        """The latents of an edit, without inversion."""
+        sampling = {name: value for name, value in self.sampling.items() if name != "eta"}
+        return self.pipeline.edit(
+            clip.latents,
+            row["source_prompt"],
+            row["prompt"],
+            num_inference_steps=row["num_inference_steps"],
+            guidance_scale=row["guidance_scale"],
+            negative_prompt=row["negative_prompt"],
+            generator=torch.Generator().manual_seed(row["seed"]),
+            output_type="latent",
+            **self.inversion_free,
+            **sampling,
+        ).frames

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.data.clip_filter import ClipFilter, Rejection
-from simda.data.clip_plan import Clip, clip_times, variant_crop
+from simda.data.clip_plan import Clip, check_unchanged, clip_times, variant_crop
 from simda.data.decoder_process import DecoderProcess
 from simda.data.frame_size import CENTRE
+from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
@@ -46,8 +47,9 @@ class EncodeClips:
         keep_spread: whether rows also hold the posterior's spread.
         autoencoder: directory of the autoencoder to use in place of the base model's.
         crops: `min_side` and `may_mirror` of `variant_crop`; None where clips have no variants.
+        keeps_low_res: whether rows also hold the frames in low resolution.
 
-    Reads: the columns of `data.clip_plan.Clip`, and attempt.
+    Reads: the columns of `data.clip_plan.Clip`, size_bytes and version of the video's file, and attempt.
     Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
     `telemetry.Effort`.
     """
@@ -67,6 +69,7 @@ class EncodeClips:
         keep_spread: bool = False,
         crops: dict[str, Any] | None = None,
         autoencoder: str | None = None,
+        keeps_low_res: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device, autoencoder=autoencoder)
@@ -75,6 +78,7 @@ class EncodeClips:
         self.dtype, self.provenance = dtype, provenance
         self.keep_spread, self.crops = keep_spread, crops
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
+        self.keeps_low_res = keeps_low_res
         self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
@@ -119,6 +123,8 @@ class EncodeClips:
         frames, decoder = self.reader.call(
             read_frames, clip["video_uri"], times_s, clip["height_px"], clip["width_px"], crop
         )
+        # Afterwards: whatever was read until now was the planned file's.
+        check_unchanged(clip["video_uri"], clip["size_bytes"], clip["version"])
         return frames, decoder, self.clip_filter.check_frames(frames)
 
     def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:
@@ -132,7 +138,8 @@ class EncodeClips:
         self.device_s = time.monotonic() - started
         if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
             self.write_preview(clip, frames, latents)
-        return {**{name: clip[name] for name in Clip.__dataclass_fields__}, **columns, "decoder": decoder}
+        low_res = tensor_columns("low_res", make_low_res(frames)) if self.keeps_low_res else {}
+        return {**{name: clip[name] for name in Clip.__dataclass_fields__}, **columns, **low_res, "decoder": decoder}
 
     def tensors_of(self, frames: NDArray[np.uint8]) -> tuple[Tensor, Row]:
         """The latents as they are cached, and the columns that hold them."""

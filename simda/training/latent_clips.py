@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from simda.data.schema import LATENTS, NULL_PROMPT, TEXT_EMBEDDINGS, TEXT_TOKENS
 from simda.data.store import OutputStore
 from simda.data.uris import exists
 from simda.errors import ConfigError, InputError
+from simda.models.low_resolution import pixels_as_input
 from simda.training.clip_order import ClipOrder, PlacedClip
 from simda.training.objective import ClipBatch
 from simda.training.tensor_table import TensorTable
@@ -38,6 +40,8 @@ class LatentClips:
         num_frames: frames of a training clip; of longer clips, a seeded span that is new at each visit.
         seed: decides the order of the clips and their spans.
         num_held_out: clips that are not trained on, at least; whole videos, since clips of one video are alike.
+        needs_low_res: whether batches have the low-resolution frames, for an upscaler.
+        needs_spread: whether batches that are trained on have the posterior's spread, to draw latents from it.
 
     Attributes:
         num_clips: distinct clips that are trained on.
@@ -47,17 +51,27 @@ class LatentClips:
 
     Raises:
         InputError: missing, unfinished or empty; clips of several shapes, or shorter than asked; a caption without
-            its embedding.
+            its embedding; no low-resolution frames, or no spread.
         ModelMismatchError: files that do not belong together.
         ConfigError: nothing would be left to train on.
     """
 
-    def __init__(self, uri: str, num_frames: int, seed: int, num_held_out: int = 0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        num_frames: int,
+        seed: int,
+        num_held_out: int = 0,
+        needs_low_res: bool = False,
+        needs_spread: bool = False,
+    ) -> None:
         store = open_finished(uri)
         self.provenance = store.provenance(LATENTS) | store.provenance(TEXT_EMBEDDINGS)
         self._latents = TensorTable(
             store, LATENTS, "latents", ("clip_id", "video_uri", "caption", "latents_shape"), cache_bytes=CACHE_BYTES
         )
+        self._low_res = _low_res_frames(store, self.provenance) if needs_low_res else None
+        self._spread = _spread(store, self.provenance) if needs_spread else None
         self._embeddings = TensorTable(store, TEXT_EMBEDDINGS, "prompt_embeds", ("caption",), cache_bytes=CACHE_BYTES)
         self._rows = _rows_in_order_of_ids(self._latents.light["clip_id"])
         light = self._latents.light.take(self._rows)
@@ -78,7 +92,12 @@ class LatentClips:
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> ClipBatch:
         """The share of `rank` in the batch of `step` (from 0), on the CPU in float32."""
         clips = self.order.batch(step, batch_size, rank, world_size)
-        return self._read([PlacedClip(int(self._trained[clip.row]), clip.place) for clip in clips], step)
+        placed = [PlacedClip(int(self._trained[clip.row]), clip.place) for clip in clips]
+        batch = self._read(placed, step)
+        if self._spread is None:
+            return batch
+        spread = torch.stack([self._span_of(self._spread, clip, step) for clip in placed])
+        return replace(batch, latents_std=spread)
 
     def held_out(self, rank: int = 0, world_size: int = 1) -> ClipBatch | None:
         """The share of `rank` in the clips that are not trained on, always the same; None if it has none."""
@@ -88,10 +107,11 @@ class LatentClips:
     def _read(self, clips: Sequence[PlacedClip], step: int) -> ClipBatch:
         """Clips whose rows count all clips, trained on or not."""
         return ClipBatch(
-            latents=torch.stack([self._latents_of(clip, step) for clip in clips]),
+            latents=torch.stack([self._span_of(self._latents, clip, step) for clip in clips]),
             prompt_embeds=torch.stack([self._embeds_of(int(self._embedding_rows[clip.row])) for clip in clips]),
             places=[clip.place for clip in clips],
             clip_ids=[self._ids_and_captions["clip_id"][clip.row].as_py() for clip in clips],
+            low_res=None if self._low_res is None else self._low_res_of(self._low_res, clips, step),
         )
 
     def null_prompt_embeds(self) -> Tensor:
@@ -106,11 +126,21 @@ class LatentClips:
                 digest.update("\0".join(column.to_pylist()).encode())
         return {"num_clips": len(self._ids_and_captions), "clips_sha256": digest.hexdigest()}
 
-    def _latents_of(self, clip: PlacedClip, step: int) -> Tensor:
-        latents = self._latents.tensor(int(self._rows[clip.row]))
+    def _span_of(self, table: TensorTable, clip: PlacedClip, step: int) -> Tensor:
+        """The frames of a clip that this visit trains on, of its latents or of what stands beside them."""
+        latents = table.tensor(int(self._rows[clip.row]))
         num_frames = self.clip_shape[1]
         start = self.order.crop_start(step, clip.place, latents.shape[1] - num_frames + 1)
         return torch.from_numpy(np.ascontiguousarray(latents[:, start : start + num_frames]))
+
+    def _low_res_of(self, table: TensorTable, clips: Sequence[PlacedClip], step: int) -> Tensor:
+        """The low-resolution frames of clips, in -1..1, [b, 3, f, h, w]: the same spans as of their latents."""
+        num_frames, spans = self.clip_shape[1], []
+        for clip in clips:
+            frames = table.tensor(int(self._rows[clip.row]))
+            start = self.order.crop_start(step, clip.place, len(frames) - num_frames + 1)
+            spans.append(torch.from_numpy(frames[start : start + num_frames].astype(np.uint8)))
+        return pixels_as_input(torch.stack(spans))
 
     def _embeds_of(self, row: int) -> Tensor:
         return torch.from_numpy(self._embeddings.tensor(row))
@@ -145,6 +175,22 @@ def open_finished(uri: str) -> OutputStore:
     if store.shard_names(TEXT_TOKENS) and not store.shard_names(TEXT_EMBEDDINGS):
         raise InputError(f"latents={uri} holds token ids in place of text embeddings; cache it with text=embeddings")
     return store
+
+
+def _low_res_frames(store: OutputStore, provenance: dict[str, Any]) -> TensorTable:
+    """The low-resolution frames beside the latents."""
+    if "low_res" not in provenance:
+        raise InputError(f"latents={store.uri} has no low-resolution frames; cache them with an upscaler as base_model")
+    return TensorTable(store, LATENTS, "low_res", ("clip_id",), cache_bytes=CACHE_BYTES)
+
+
+def _spread(store: OutputStore, provenance: dict[str, Any]) -> TensorTable:
+    """The posterior's spread beside the latents."""
+    if not provenance.get("preprocessing", {}).get("keep_spread"):
+        raise InputError(
+            f"sample_posterior: latents={store.uri} has the posterior's mean alone; cache it with keep_spread=true"
+        )
+    return TensorTable(store, LATENTS, "latents_std", ("clip_id",), cache_bytes=CACHE_BYTES, layout_of="latents")
 
 
 def _rows_in_order_of_ids(ids: pa.ChunkedArray) -> np.ndarray:

@@ -8,7 +8,7 @@ or the run was stopped before it. Which clips make up a batch is `latent_clips.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,14 +22,19 @@ from torch import Tensor
 
 from simda.errors import ConfigError
 from simda.models.clip_noise import draw_clip_noise
+from simda.models.low_resolution import beside_latents
+from simda.training.low_res_noise import LowResNoise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 NUM_QUARTERS = 4
+POSTERIOR_STREAM = 2
+"""Sets the draws of latents from their posteriors apart from those of noise and timestep."""
 
 Level = TypeVar("Level", float, Tensor)
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]."""
+Denoiser = Callable[..., Tensor]
+"""(noisy latents [b, c, f, h, w], timesteps [b], prompt embeds [b, tokens, width]) -> prediction [b, c, f, h, w]; an
+upscaler's takes low-resolution frames on further channels, and their noise levels as `class_labels`, [b]."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,20 @@ class ClipBatch:
         prompt_embeds: the text encoder's output for each caption, [b, tokens, width].
         places: place of each row in the step's whole batch, from 0; decides its noise.
         clip_ids: of the rows, for messages.
+        low_res: for an upscaler, low-resolution frames in -1..1, [b, 3, f, h, w].
+        latents_std: the spread of the posterior whose mean `latents` is, to draw latents from; same shape.
     """
 
     latents: Tensor
     prompt_embeds: Tensor
     places: Sequence[int]
     clip_ids: Sequence[str]
+    low_res: Tensor | None = None
+    latents_std: Tensor | None = None
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same rows on another device."""
-        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places, self.clip_ids)
+        return self._with_tensors(lambda tensor: tensor.to(device))
 
     def split(self, num_clips: int) -> list[ClipBatch]:
         """Consecutive parts of `num_clips` rows (the last may be smaller)."""
@@ -58,7 +67,14 @@ class ClipBatch:
         return [self._part(slice(start, start + num_clips)) for start in starts]
 
     def _part(self, rows: slice) -> ClipBatch:
-        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows], self.clip_ids[rows])
+        part = self._with_tensors(lambda tensor: tensor[rows])
+        return replace(part, places=self.places[rows], clip_ids=self.clip_ids[rows])
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        names = ("latents", "prompt_embeds", "low_res", "latents_std")
+        given = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in given.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,7 @@ class DenoisingObjective:
             outweigh the rest; None weighs all alike.
         stratify_over: clips in a step's whole batch, to spread its timesteps evenly over the schedule, which quietens
             the loss; None draws each timestep alone.
+        low_res_noise: of an upscaler, what its low-resolution frames are given.
 
     Raises:
         ConfigError: a prediction type that is not trained here.
@@ -129,6 +146,7 @@ class DenoisingObjective:
         noise_offset: float = 0.0,
         min_snr_gamma: float | None = None,
         stratify_over: int | None = None,
+        low_res_noise: LowResNoise | None = None,
     ) -> None:
         # Whatever sampler the base ships with, noise is added by the schedule that they all share.
         self.noise_scheduler = DDPMScheduler.from_config(scheduler_config)
@@ -142,6 +160,7 @@ class DenoisingObjective:
         self.timestep_shift, self.stratify_over = timestep_shift, stratify_over
         self.noise_correlation, self.noise_offset = noise_correlation, noise_offset
         self.min_snr_gamma = min_snr_gamma
+        self.low_res_noise = low_res_noise
 
     def draw(self, step: int, places: Sequence[int], clip_shape: Sequence[int]) -> Draws:
         """The chance of the rows at `places` of step `step`, for clips of `clip_shape` (c, f, h, w)."""
@@ -166,14 +185,28 @@ class DenoisingObjective:
         Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 14; Salimans and Ho, "Progressive
         Distillation", appendix D, for v.
         """
-        latents = batch.latents.float()
+        latents = self._posterior_latents(batch, step)
         draws = self.draw(step, batch.places, latents.shape[1:])
         noise, timesteps = draws.noise.to(latents), draws.timesteps.to(latents.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
-        prediction = denoiser(noisy, timesteps, self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption))
+        given, conditions = self._with_low_res(noisy, batch, step)
+        prompt_embeds = self._with_dropped_captions(batch.prompt_embeds, draws.drops_caption)
+        prediction = denoiser(given, timesteps, prompt_embeds, **conditions)
         target = self._target(latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
         return ClipErrors(errors, timesteps)
+
+    def _posterior_latents(self, batch: ClipBatch, step: int) -> Float[Tensor, "b c f h w"]:
+        """The latents of a batch: drawn where it has the posterior's spread, by its own stream of chance."""
+        latents = batch.latents.float()
+        if batch.latents_std is None:
+            return latents
+        shape = latents.shape[1:]
+        noise = [
+            _draw_gaussians(np.random.default_rng((self.seed, step, place, POSTERIOR_STREAM)), shape)
+            for place in batch.places
+        ]
+        return latents + batch.latents_std.float() * torch.stack(noise).to(latents)
 
     def weights(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """What the error of a clip at each timestep counts in the loss.
@@ -203,6 +236,14 @@ class DenoisingObjective:
         if self.prediction_type == "epsilon":
             return noise
         return self.noise_scheduler.get_velocity(latents, noise, timesteps)
+
+    def _with_low_res(self, noisy: Tensor, batch: ClipBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network is given, and its other conditions; an upscaler has more of both."""
+        if self.low_res_noise is None:
+            return noisy, {}
+        assert batch.low_res is not None
+        low_res, levels = self.low_res_noise.apply(batch.low_res, step, batch.places)
+        return beside_latents(noisy, low_res), {"class_labels": levels}
 
     def _with_dropped_captions(self, prompt_embeds: Tensor, drops_caption: Tensor) -> Tensor:
         null = self.null_prompt_embeds.to(prompt_embeds)

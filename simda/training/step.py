@@ -24,6 +24,18 @@ from simda.training.ranks import Ranks
 Precision = Literal["fp32", "bf16"]
 
 
+def native_precision(device_type: str) -> Precision:
+    """The fastest precision that a kind of device multiplies without emulating it, as this machine has it.
+
+    Args:
+        device_type: "cpu" or "cuda".
+    """
+    if device_type == "cuda":
+        # A machine without a GPU may ask for one that has: then it is taken for one of the last years.
+        return "bf16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 @dataclass(frozen=True)
 class StepMetrics:
     """What one step measured, over the whole batch of all ranks.

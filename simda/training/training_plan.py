@@ -15,9 +15,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
-from simda.models.base_models import load_unet, resolve_base_model, unet_identity
+from simda.models.base_models import load_low_res_scheduler, load_unet, resolve_base_model, unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
 from simda.training.latent_clips import LatentClips
+from simda.training.low_res_noise import LowResNoise
 from simda.training.objective import DenoisingObjective
 from simda.training.optimisation import Optimisation
 from simda.training.step import AdapterTrainer, Precision
@@ -42,9 +43,11 @@ class TrainingPlan:
         caption_dropout: share of captions replaced by the null prompt.
         timestep_shift: above 1 trains more on noisy timesteps.
         noise_correlation: share of the noise that the frames of a clip have in common.
+        max_noise_level: highest level of noise on an upscaler's low-resolution frames; None for other models.
         noise_offset: deviation of what is added to the noise of each channel of a clip.
         min_snr_gamma: bound of the weights by signal-to-noise ratio; None weighs all alike.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
+        sample_posterior: draw latents from their posteriors, whose spread the table has.
         optimisation: `Optimisation`'s arguments.
         max_grad_norm: gradients are scaled down to at most this norm.
         precision: "fp32" or "bf16".
@@ -70,9 +73,11 @@ class TrainingPlan:
     caption_dropout: float
     timestep_shift: float
     noise_correlation: float
+    max_noise_level: int | None
     noise_offset: float
     min_snr_gamma: float | None
     stratified_timesteps: bool
+    sample_posterior: bool
     optimisation: dict[str, Any]
     max_grad_norm: float
     precision: Precision
@@ -114,6 +119,7 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         noise_offset=plan.noise_offset,
         min_snr_gamma=plan.min_snr_gamma,
         stratify_over=plan.batch_size if plan.stratified_timesteps else None,
+        low_res_noise=low_res_noise(plan, plan.seed),
     )
     adapters = adapter_parameters(unet)
     return AdapterTrainer(
@@ -136,6 +142,7 @@ def build_validation_objective(plan: TrainingPlan, clips: LatentClips) -> Denois
         caption_dropout=0.0,
         noise_correlation=plan.noise_correlation,
         stratify_over=clips.num_held_out,
+        low_res_noise=low_res_noise(plan, 0),
     )
 
 
@@ -144,9 +151,19 @@ def noise_scheduler_config(plan: TrainingPlan) -> dict[str, Any]:
     return DDPMScheduler.load_config(resolve_base_model(plan.base_model), subfolder="scheduler")
 
 
+def low_res_noise(plan: TrainingPlan, seed: int) -> LowResNoise | None:
+    """What an upscaler's low-resolution frames are given; None for other models."""
+    if plan.max_noise_level is None:
+        return None
+    return LowResNoise(load_low_res_scheduler(plan.base_model).config, plan.max_noise_level, seed)
+
+
 def open_clips(plan: TrainingPlan) -> LatentClips:
     """The clips of the plan."""
-    return LatentClips(plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips)
+    needs_low_res = plan.max_noise_level is not None
+    return LatentClips(
+        plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips, needs_low_res, plan.sample_posterior
+    )
 
 
 def count_parameters(plan: TrainingPlan) -> int:

@@ -54,11 +54,19 @@ class Watch:
     every: int
 
 
-def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, watch: Watch | None = None) -> str:
+def run_workers(
+    plan: TrainingPlan,
+    workers: Workers,
+    max_failures: int,
+    watch: Watch | None = None,
+    min_workers: int | None = None,
+) -> str:
     """Train a plan to its last step, from its last checkpoint if there is one; needs a Ray session.
 
     Args:
         max_failures: times that lost workers are replaced.
+        min_workers: fewest that it goes on with while there is no room for all; None waits for room. Each change of
+            their number goes on from the last checkpoint.
         watch: what looks at the adapter as it is trained; the run ends when it has.
 
     Returns:
@@ -69,7 +77,7 @@ def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, watch: 
         SimdaError: the training diverged, or workers failed too often for a reason that a person can mend.
         TrainingFailedError: workers failed too often.
     """
-    check_resources(workers)
+    check_resources(workers, min_workers or workers.num_workers)
     store = OutputStore(plan.output)
     filesystem, path = open_uri(store.uri)
     trainer = TorchTrainer(
@@ -77,7 +85,7 @@ def run_workers(plan: TrainingPlan, workers: Workers, max_failures: int, watch: 
         train_loop_config={"plan": plan.to_settings(), "watch": watch},
         torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
+            num_workers=(min_workers, workers.num_workers) if min_workers else workers.num_workers,
             use_gpu=workers.gpus_per_worker > 0,
             resources_per_worker={
                 "CPU": workers.cpus_per_worker,
@@ -111,7 +119,7 @@ def explain_failure(error: ray.train.WorkerGroupError) -> Exception:
     return error
 
 
-def check_resources(workers: Workers) -> None:
+def check_resources(workers: Workers, num_workers: int) -> None:
     """Refuse what can never start; a cluster may still grow, one machine does not.
 
     Raises:
@@ -122,9 +130,9 @@ def check_resources(workers: Workers) -> None:
     there = ray.cluster_resources()
     asked = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
     for name, each in asked.items():
-        if each * workers.num_workers > there.get(name, 0):
+        if each * num_workers > there.get(name, 0):
             raise ConfigError(
-                f"workers.num_workers={workers.num_workers} with {name}s {each} each need more than the "
+                f"{num_workers} worker(s) with {name}s {each} each need more than the "
                 f"{there.get(name, 0):g} that Ray has on this machine; use fewer, or run on a cluster"
             )
 

@@ -47,11 +47,20 @@ def videos_of(folder: Path, kind: str = "videos") -> dict[str, np.ndarray]:
     return {path.stem: read_all_frames(str(path)) for path in (folder / kind).iterdir()}
 
 
+def times_of_tuned(out: Path) -> dict[Path, int]:
+    """When each tuned adapter was written."""
+    return {path: path.stat().st_mtime_ns for path in (out / "tuned").glob("*/*.safetensors")}
+
+
 @pytest.mark.ray
-def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(local_ray, run, edits, tmp_path):
+def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(local_ray, run, kill, edits, tmp_path):
     out = tmp_path / "out"
-    code, summary, err = run("edit", *SETTINGS, f"edits={edits}", f"output={out}")
+    words = (*SETTINGS, f"edits={edits}", f"output={out}")
+    kill("edit", words, lambda: list((out / "tuned").glob("*/*.safetensors")))
+    kept = times_of_tuned(out)
+    code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_clips"]) == (0, 3, 2), err
+    assert kept.items() <= times_of_tuned(out).items()
     tuned = {adapter_identity(str(folder)) for folder in (out / "tuned").iterdir()}
     rows = {row["prompt_id"]: row for row in pq.read_table(out / "data").to_pylist()}
     assert {row["adapter"] for row in rows.values()} == tuned
@@ -60,6 +69,7 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(l
     assert rows["a"]["fps"] == 4
     header = read_adapter_header(str(next((out / "tuned").iterdir())))
     assert header.provenance["clip"]["source_prompt"] == SOURCE.caption()
+    assert header.provenance["tuning_seconds"] > 0
 
     videos, pairs = videos_of(out), videos_of(out, "comparisons")
     sources = read_all_frames(str(tmp_path / "x.mp4"))[:5:2]
@@ -73,10 +83,10 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(l
     for shard in (out / "data").iterdir():
         if "c" in pq.read_table(shard)["prompt_id"].to_pylist():
             shard.unlink()
-    times = {path: path.stat().st_mtime_ns for path in (out / "tuned").rglob("*.safetensors")}
-    code, summary, err = run("edit", *SETTINGS, f"edits={edits}", f"output={out}")
+    times = times_of_tuned(out)
+    code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 1), err
-    assert {path: path.stat().st_mtime_ns for path in (out / "tuned").rglob("*.safetensors")} == times
+    assert times_of_tuned(out) == times
     assert np.array_equal(videos_of(out)["c"], videos["c"])
 
 
@@ -87,7 +97,7 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
     rows = (f"d,broken.mp4,{source},a star", f"e,x.mp4,{source},a ring", f"f,gone.mp4,{source},a star")
     edits.write_text(HEAD.strip() + ",start_s\n" + ",\n".join(rows) + f",\ng,x.mp4,{source},a cross,0.9\n")
     out = tmp_path / "out"
-    words = (*SETTINGS, "tuning.num_steps=0", f"edits={edits}", f"output={out}")
+    words = (*SETTINGS, "tuning.num_steps=0", "method=inversion_free", f"edits={edits}", f"output={out}")
     code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_failed"]) == (3, 1, 3), err
     failures = {row["id"]: row["message"] for row in OutputStore(str(out)).read_table(FAILURES).to_pylist()}
@@ -110,14 +120,21 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
         ("a,x.mp4,a star,a ring", "fresh_adapter.temporal_kernel=4", "temporal_kernel=4; it is odd"),
         ("a,x.mp4,a star,a ring", "tuning.steps=4", "unknown setting"),
         ("a,x.mp4,a star,a ring", "sampling.guidance_end=0", "0 <= start < end <= 1"),
+        ("a,x.mp4,a star,a ring", "inversion_free.strength=0.5", "inversion_free: no effect with method=inversion"),
+        ("a,x.mp4,a star,a ring", "method=inversion_free sampling.eta=1", "sampling.eta: no effect with method=inv"),
+        (
+            "a,x.mp4,a star,a ring",
+            "method=inversion_free inversion_free.strength=0.1",
+            "of num_inference_steps=2 leaves none",
+        ),
     ],
 )
 def test_bad_input_stops_it_before_it_starts(run, pipeline, edits, tmp_path, request, row, change, message):
     pipeline("edit")
     request.getfixturevalue("without_ray")
     edits.write_text(HEAD + row + "\n")
-    words = (f"edits={edits}", f"output={tmp_path}/out", change.format(d=tmp_path))
-    code, _, err = run("edit", *SETTINGS, *(word for word in words if word))
+    words = (f"edits={edits}", f"output={tmp_path}/out", *change.format(d=tmp_path).split())
+    code, _, err = run("edit", *SETTINGS, *words)
     assert (code, message in err) == (2, True), err
     assert not (tmp_path / "out").exists()
 

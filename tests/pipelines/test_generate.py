@@ -160,27 +160,23 @@ def test_a_row_that_was_changed_is_not_taken_for_its_former_self(run, pipeline, 
 
 
 @pytest.mark.ray
-def test_two_runs_on_one_output(local_ray, run, kill, tmp_path):
-    """The second does everything while the first works, which is killed then: every row once, each video whole."""
+def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(local_ray, run, kill, tmp_path):
+    """The first is killed then, and does not stand in the way of a third."""
     words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
     out = tmp_path / "out"
-    second = {}
+    refused = {}
 
     def run_beside() -> bool:
         if not any((out / "videos").glob("*.mp4")):
             return False
-        second["code"], second["summary"], second["err"] = run("generate", *words, f"output={out}")
+        refused["code"], _, refused["err"] = run("generate", *words, f"output={out}")
         return True
 
     kill("generate", (*words, f"output={out}"), run_beside)
-    assert (second["code"], second["summary"]["num_done"]) == (0, 3), second["err"]
-    code, summary, _ = run("generate", *words, f"output={out}")
-    assert (code, summary["num_new"], summary["num_done"], summary["num_failed"]) == (0, 0, 3, 0)
-    assert sorted(row["prompt_id"] for row in OutputStore(str(out)).read_table(GENERATED).to_pylist()) == [
-        "a",
-        "b",
-        "c",
-    ]
+    assert (refused["code"], f"output={out} is being written to by another run" in refused["err"]) == (2, True), refused
+    code, summary, err = run("generate", *words, f"output={out}")
+    assert (code, summary["num_done"], summary["num_failed"]) == (0, 3, 0), err
+    assert OutputStore(str(out)).read_table(GENERATED)["prompt_id"].to_pylist() == ["a", "b", "c"]
     assert {name: len(frames) for name, frames in videos_of(out).items()} == {"a": 3, "b": 3, "c": 5}
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -30,7 +31,7 @@ from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
 from simda.training.ranks import Ranks
-from simda.training.step import AdapterTrainer
+from simda.training.step import AdapterTrainer, native_precision
 from simda.training.training_plan import build_trainer, build_validation_objective
 
 CAPTIONS = ("a red ball", "a blue box", "")
@@ -259,6 +260,19 @@ def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str,
 
 
 @pytest.mark.ray
+def test_with_room_for_one_of_two_workers_one_does_the_work_of_both(
+    finished: Path, words: tuple[str, ...], tmp_path: Path, run, local_ray
+):
+    most_of_the_machine = 0.6 * ray.cluster_resources()["CPU"]
+    room = (f"workers.cpus_per_worker={most_of_the_machine}", "min_workers=1")
+    code, _, err = run("train", *words, f"output={tmp_path / 'run'}", *room)
+    assert code == 0, err
+    expected = adapter_of(finished)
+    for name, weight in adapter_of(tmp_path / "run").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.ray
 def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_last_checkpoint(
     words: tuple[str, ...], models: dict[str, str], tmp_path: Path, train: ModuleType, run, local_ray
 ):
@@ -352,6 +366,15 @@ def test_bf16_halves_the_base_and_keeps_the_adapters(words: tuple[str, ...], tra
     assert {dtype for name, dtype in dtypes.items() if name not in trainer.adapters} == {torch.bfloat16}
 
 
+def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[str, ...], train: ModuleType):
+    config = train.with_precision(load_config(train.TrainConfig, None, [*words, "output=unused", "precision=auto"]))
+    named = load_config(train.TrainConfig, None, [*words, "output=unused", f"precision={native_precision('cpu')}"])
+    clips = train.open_latents(config)
+    assert config.precision in ("fp32", "bf16")
+    assert train.run_key(config, clips) == train.run_key(named, clips)
+    assert train.make_plan(config, clips) == train.make_plan(named, clips)
+
+
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
     assert code == 0
@@ -369,6 +392,8 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("optimiser.lr=1e-4", "unknown setting; did you mean optimizer.lr?"),
         ("optimizer={schedule: constant, num_warmup_steps: 9}", "schedule=constant has no warm-up"),
         ("batch_size=3", "batch_size=3 cannot be shared equally by workers.num_workers=2"),
+        ("min_workers=3", "min_workers=3 is above workers.num_workers=2"),
+        ("workers={num_workers: 3}", "num_workers=3 with num_accumulated=1; use a multiple of 3"),
         ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),
         ("base_model=/nowhere", "base_model=/nowhere"),

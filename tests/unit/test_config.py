@@ -8,8 +8,18 @@ import pytest
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, Workers, config_to_dict, config_to_yaml, describe_settings, load_config
+from simda.config import (
+    CONFIG_RULES,
+    EMBEDDED_MODELS,
+    Workers,
+    absolute_model,
+    config_to_dict,
+    config_to_yaml,
+    describe_settings,
+    load_config,
+)
 from simda.errors import ConfigError
+from simda.models import base_models
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -90,3 +100,12 @@ def test_workers_ask_for_a_share_of_a_machine_of_their_role() -> None:
     (share,) = trainers.ray_options["resources"].values()
     assert trainers.ray_options["resources"].keys() == {"gpu-train"}
     assert 0 < trainers.num_workers * share < 1
+
+
+def test_an_embedded_model_is_not_a_directory_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in EMBEDDED_MODELS:
+        (tmp_path / name).mkdir()
+        assert absolute_model(name) == name
+        assert absolute_model(f"./{name}") == str(tmp_path / name)
+    assert set(EMBEDDED_MODELS) == set(base_models.EMBEDDED_MODELS)

@@ -48,6 +48,7 @@ def test_the_columns_of_every_table() -> None:
     assert LATENTS.columns.names == [
         "clip_id", "video_uri", "start_s", "end_s", "fps", "num_frames", "height_px", "width_px", "caption",
         "latents", "latents_shape", "latents_dtype", "latents_std", "decoder", "variant",
+        "low_res", "low_res_shape", "low_res_dtype",
     ]  # fmt: skip
     assert FAILURES.columns.names == ["id", "stage", "error_type", "message", "attempt"]
     assert METRICS.columns.names == ["id", "metric", "value", "protocol"]
@@ -92,6 +93,11 @@ def test_another_table_or_version_is_refused() -> None:
         read_provenance(newer.schema, LATENTS, "x")
     with pytest.raises(InputError, match=r"lacks column\(s\) fps, decoder"):
         read_provenance(table.drop_columns(["fps", "decoder"]).schema, LATENTS, "x")
+
+
+def test_a_table_from_before_an_optional_column_is_still_read() -> None:
+    table = build_table(LATENTS, [latents_row()], PROVENANCE).drop_columns(["low_res", "low_res_shape"])
+    assert read_provenance(table.schema, LATENTS, "here") == PROVENANCE
 
 
 def test_differences_are_told_field_by_field() -> None:

@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simda.data.clip_plan import MISSING, find_video
 from simda.data.tar_shards import list_shard
-from simda.data.uris import local_copy, readable_name
+from simda.data.uris import local_copy, readable_name, write_bytes
 from simda.data.video_inputs import find_video_inputs
 from simda.data.video_io import read_all_frames, write_video
 from simda.errors import InputError, VideoError
 
 
-def write_shard(path: Path, members: dict[str, bytes], mode: str = "w") -> str:
-    with tarfile.open(path, mode) as shard:
+def write_shard(path: Path, members: dict[str, bytes], mode: str = "w", mtime: float = 1_700_000_000) -> str:
+    with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as shard:
         for name, data in members.items():
             about = tarfile.TarInfo(name)
-            about.size, about.mtime = len(data), 1_700_000_000
+            about.size, about.mtime = len(data), mtime
             shard.addfile(about, io.BytesIO(data))
     return str(path)
 
@@ -90,6 +91,17 @@ def test_a_shard_that_grows_or_is_copied_keeps_its_videos(tmp_path: Path) -> Non
     assert names([source.uri for source, _ in after], shard) == ["a.mp4", "b.mp4"]
 
 
+def test_a_video_in_a_shard_is_found_again_by_its_uri(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", {f"{'long' * 40}/a.mp4": b"a" * 700, "b.mp4": b"b"}, mtime=1_700_000_000.75)
+    listed = [source for source, _ in list_shard(shard).videos]
+    assert [find_video(source.uri) for source in listed] == listed
+    write_shard(tmp_path / "0.tar", {"x.mp4": b"x" * 5000})
+    found = [find_video(source.uri) for source in listed]
+    assert all(one.version != other.version for one, other in zip(found, listed, strict=True))
+    (tmp_path / "0.tar").unlink()
+    assert {find_video(source.uri).version for source in listed} == {MISSING}
+
+
 @pytest.mark.parametrize(
     ("damage", "kept", "told"),
     [
@@ -149,3 +161,16 @@ def test_shards_without_any_video(tmp_path: Path) -> None:
     write_shard(tmp_path / "1.tar", {"readme.md": b"nothing"})
     with pytest.raises(InputError, match=r"no videos in the tar shards:\n.*1\.tar: holds no video"):
         find_video_inputs(str(tmp_path))
+
+
+def test_a_shard_on_s3(tmp_path: Path, s3_bucket: str) -> None:
+    local = write_shard(tmp_path / "0.tar", {"a.mp4": b"a" * 1000, "a.txt": b"of a", "b.mp4": b"bb"})
+    write_bytes(f"{s3_bucket}/set/0.tar", Path(local).read_bytes())
+    found = find_video_inputs(f"{s3_bucket}/set")
+    assert [readable_name(source.uri) for source in found.sources] == [
+        f"{s3_bucket}/set/0.tar!/a.mp4",
+        f"{s3_bucket}/set/0.tar!/b.mp4",
+    ]
+    assert [content(source.uri) for source in found.sources] == [b"a" * 1000, b"bb"]
+    assert [span.captions for span in found.spans[found.sources[0].uri]] == [("of a",)]
+    assert [find_video(source.uri) for source in found.sources] == found.sources

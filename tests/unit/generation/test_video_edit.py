@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from simda.errors import ConfigError
 from simda.generation.video_edit import VideoEditPipeline
-from simda.models.video_unet import adapter_parameters, has_adapters
+from simda.models.video_unet import adapter_parameters, has_adapters, predict
 from simda.sprites import world
 
 NUM_STEPS = 20
@@ -118,3 +119,43 @@ def test_what_cannot_be_inverted_is_refused(pipeline):
         pipeline.invert(latents)
     with pytest.raises(ConfigError, match="multiples of"):
         pipeline.encode(FRAMES[:, :15])
+
+
+@pytest.mark.parametrize("prediction_type", SCHEDULES)
+def test_edited_to_the_same_words_a_clip_stays_as_it_is(pipeline, prediction_type):
+    pipeline.scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, **SCHEDULES[prediction_type])
+    latents = pipeline.encode(FRAMES)
+
+    def edited(prompt: str, seed: int = 0, **settings: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return pipeline.edit(latents, "a ball", prompt, 4, generator=generator, output_type="latent", **settings).frames
+
+    same = edited("a ball", guidance_scale=1.0)
+    assert torch.allclose(same, latents, atol=1e-4)
+    other = edited("a blue box", guidance_scale=3.0)
+    assert float((other - latents).norm()) > 1e-2
+    assert torch.equal(other, edited("a blue box", guidance_scale=3.0))
+    assert not torch.equal(other, edited("a blue box", seed=1, guidance_scale=3.0))
+
+
+def test_one_level_is_the_difference_of_the_clean_predictions(pipeline):
+    """Written out for the last level, at which the edit's noisy clip is the source's."""
+    latents, noise = pipeline.encode(FRAMES), torch.Generator().manual_seed(3)
+    settings = {"num_inference_steps": 4, "strength": 0.25, "guidance_scale": 3.0, "output_type": "latent"}
+    edited = pipeline.edit(latents, "a ball", "a blue box", generator=noise, **settings).frames
+    timestep = pipeline.scheduler.timesteps[-1]
+    kept = pipeline.scheduler.alphas_cumprod[timestep]
+    drawn = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    noisy = kept.sqrt() * latents + (1 - kept).sqrt() * drawn
+    source, null, target = (
+        (noisy - (1 - kept).sqrt() * predict(pipeline.unet, noisy, timestep[None], pipeline.encode_prompts([prompt])))
+        / kept.sqrt()
+        for prompt in ("a ball", "", "a blue box")
+    )
+    assert torch.allclose(edited, latents + null + 3 * (target - null) - source, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"strength": 0.0}, {"strength": 1.1}, {"strength": 0.1}, {"guidance_rescale": 2}])
+def test_an_edit_without_inversion_refuses_what_is_out_of_range(loaded, settings):
+    with pytest.raises(ConfigError):
+        loaded.edit(loaded.encode(FRAMES), "a ball", "a box", num_inference_steps=4, **settings)

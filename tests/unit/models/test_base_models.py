@@ -7,17 +7,22 @@ import shutil
 import time
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
+from simda.data.uris import write_bytes
 from simda.errors import InputError
 from simda.models import base_models
 from simda.models.base_models import (
     autoencoder_identity,
+    check_is_upscaler,
+    is_upscaler_model,
     load_autoencoder,
     load_base_model,
+    max_noise_level,
     resolve_base_model,
     text_identity,
     unet_identity,
@@ -188,3 +193,34 @@ def test_an_autoencoder_of_its_own_directory_is_the_same_one(base_model, tmp_pat
 def test_directories_without_an_autoencoder(base_model, folder, told):
     with pytest.raises(InputError, match=told):
         load_autoencoder("sprites", autoencoder=str(Path(base_model, folder)))
+
+
+def test_an_upscaler_is_told_by_its_unet(upscaler, base_model, tmp_path):
+    assert is_upscaler_model(upscaler)
+    assert not is_upscaler_model(base_model)
+    check_is_upscaler(upscaler, True)
+    with pytest.raises(InputError, match="is an x4 upscaler; here a text-to-image model is needed, such as"):
+        check_is_upscaler(upscaler, False)
+    assert max_noise_level(upscaler) == 350
+    copy = Path(shutil.copytree(upscaler, tmp_path / "copy"))
+    (copy / "model_index.json").write_text(json.dumps({"max_noise_level": 100}))
+    assert max_noise_level(str(copy)) == 100
+    shutil.rmtree(copy / "low_res_scheduler")
+    with pytest.raises(InputError, match=r"is an upscaler, but .* has no low_res_scheduler folder"):
+        resolve_base_model(str(copy))
+
+
+def test_a_model_in_an_object_store_is_the_same_model_and_is_copied_once(
+    base_model: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path / "home"))
+    uri = f"{s3_bucket}/models/mine"
+    for file in Path(base_model).rglob("*.*"):
+        write_bytes(f"{uri}/{file.relative_to(base_model)}", file.read_bytes())
+    write_bytes(f"{uri}/unet/other.bin", b"never copied")
+    assert identities(uri) == identities(base_model)
+    copy = resolve_base_model(uri)
+    assert not (copy / "unet" / "other.bin").exists()
+    assert list(copy.parent.iterdir()) == [copy]
+    with pytest.raises(InputError, match="nothing of a diffusers directory"):
+        resolve_base_model(f"{s3_bucket}/models/absent")
