@@ -226,7 +226,7 @@ def test_large_rows_make_small_row_groups_and_no_file_of_more_than_256_mb(
     assert store.read_table(LATENTS, ["clip_id"])["clip_id"].to_pylist() == [f"{i:02d}" for i in range(20)]
     small = tensor_columns("latents", np.zeros((4, 4, 16, 10), dtype=np.float32))  # 10 kB
     [name] = store.write_shard(LATENTS, build_table(LATENTS, [latents_row(str(i), **small) for i in range(40)], {}))
-    assert store.open_shard(LATENTS, name).metadata.row_group(0).num_rows == 15
+    assert 0.8 < store.open_shard(LATENTS, name).metadata.row_group(0).total_byte_size / (ROW_GROUP_BYTES // 100) <= 1
 
 
 def start_writer(uri: str, worker: str, num_shards: int) -> subprocess.Popen[str]:
