@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simda.data.schema import FAILURES, GENERATED, LATENTS, METRICS, TEXT_EMBEDDINGS, build_table
-from simda.data.store import OutputStore
+from simda.data.store import MAX_FILE_BYTES, ROW_GROUP_BYTES, OutputStore
 from simda.data.tensors import read_tensor, tensor_columns
 from simda.data.uris import exists, read_bytes, write_bytes
 from simda.errors import ConfigError, InputError, ModelMismatchError, StorageError
@@ -208,17 +208,23 @@ def test_latents_are_cut_into_row_groups(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "data").num_rows == 70
 
 
-def test_large_rows_make_small_row_groups_and_no_file_of_more_than_256_mb(tmp_path: Path) -> None:
+def test_large_rows_make_small_row_groups_and_no_file_of_more_than_256_mb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundredth of everything, so that it is quick."""
+    assert MAX_FILE_BYTES <= 256e6
+    monkeypatch.setattr("simda.data.store.MAX_FILE_BYTES", MAX_FILE_BYTES // 100)
+    monkeypatch.setattr("simda.data.store.ROW_GROUP_BYTES", ROW_GROUP_BYTES // 100)
     store = OutputStore(str(tmp_path))
-    one = tensor_columns("latents", np.zeros((4, 32, 200, 400), dtype=np.float16))  # 20.48 MB
+    one = tensor_columns("latents", np.zeros((4, 32, 20, 40), dtype=np.float16))  # 0.2 MB
     large = build_table(LATENTS, [latents_row(f"{i:02d}", **one) for i in range(20)], PROVENANCE)
     names = store.write_shard(LATENTS, large)
     assert store.write_shard(LATENTS, large) == names
     assert len(names) == len(store.shard_names(LATENTS)) == 2
-    assert all((tmp_path / name).stat().st_size <= 256e6 for name in names)
+    assert all((tmp_path / name).stat().st_size <= 2.56e6 for name in names)
     assert store.open_shard(LATENTS, names[0]).num_row_groups == 10
     assert store.read_table(LATENTS, ["clip_id"])["clip_id"].to_pylist() == [f"{i:02d}" for i in range(20)]
-    small = tensor_columns("latents", np.zeros((4, 16, 64, 64), dtype=np.float32))  # 1.05 MB
+    small = tensor_columns("latents", np.zeros((4, 4, 16, 10), dtype=np.float32))  # 10 kB
     [name] = store.write_shard(LATENTS, build_table(LATENTS, [latents_row(str(i), **small) for i in range(40)], {}))
     assert store.open_shard(LATENTS, name).metadata.row_group(0).num_rows == 15
 
