@@ -136,7 +136,7 @@ def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset
         ("captions={d}/columns.csv", "caption"),
         ("captions={d}/others.csv", "none of the 6 videos"),
         ("base_model={d}/empty", "has no unet"),
-        ("base_model=sprite", "neither embedded (sprites)"),
+        ("base_model=sprite", "neither embedded (sprites, sprites_upscaler)"),
         ("height_px=66", "multiples of 4"),
         ("hight_px=64", "did you mean height_px?"),
         ("output={d}/videos", "not a run's"),

@@ -110,6 +110,14 @@ def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, t
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
 
 
+def is_generating(process: psutil.Process) -> bool:
+    """Whether it is a worker of the command; not one that ended while it was looked at."""
+    try:
+        return "GenerateVideos" in "".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 @pytest.mark.ray
 def test_a_worker_that_is_killed_costs_nothing(local_ray, run, tmp_path):
     words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), f"output={tmp_path}/out")
@@ -121,7 +129,7 @@ def test_a_worker_that_is_killed_costs_nothing(local_ray, run, tmp_path):
         while not killed and time.monotonic() < give_up:
             if any((tmp_path / "out" / "videos").glob("*.mp4")):
                 family = psutil.Process().children(recursive=True)
-                killed.extend(process for process in family if "GenerateVideos" in "".join(process.cmdline()))
+                killed.extend(filter(is_generating, family))
             time.sleep(0.02)
         for process in killed[:1]:
             process.kill()
