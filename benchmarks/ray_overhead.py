@@ -1,6 +1,6 @@
 """What Ray costs: `cache_latents` encoding clips through Ray Data against the same stage in a plain loop.
 
-    python benchmarks/ray_overhead.py [num_workers]
+    python benchmarks/ray_overhead.py [num_workers] [num_videos]
 
 Both decode, encode and write the same clips of rendered sprites videos with the embedded autoencoder, with as many
 threads: the loop with `num_workers` tensor threads in this process, Ray with `num_workers` actors of one thread. Prints
@@ -25,7 +25,7 @@ from simda.data.schema import LATENTS
 from simda.runtime import ray_session
 from simda.stages.encode_clips import EncodeClips
 
-NUM_VIDEOS = 400
+DEFAULTS = (2, 400)
 
 
 def load_pipeline(name: str) -> Any:
@@ -39,11 +39,11 @@ def load_pipeline(name: str) -> Any:
     return module
 
 
-def main(num_workers: int) -> None:
+def main(num_workers: int, num_videos: int) -> None:
     """Render, plan, then encode twice."""
     make_sprites, cache_latents = load_pipeline("make_sprites"), load_pipeline("cache_latents")
     with tempfile.TemporaryDirectory(prefix="simda-benchmark-") as folder:
-        make_sprites.run(make_sprites.MakeSpritesConfig(output=f"{folder}/s", num_videos=NUM_VIDEOS, num_frames=16))
+        make_sprites.run(make_sprites.MakeSpritesConfig(output=f"{folder}/s", num_videos=num_videos, num_frames=16))
         config = cache_latents.CacheLatentsConfig(
             videos=f"{folder}/s/videos",
             captions=f"{folder}/s/captions.csv",
@@ -58,7 +58,7 @@ def main(num_workers: int) -> None:
         store = cache_latents.OutputStore(config.output)
         with ray_session():
             videos = [row | {"attempt": 1} for row in cache_latents.find_videos(config)[0]]
-            clips = cache_latents.plan_clips(config, videos, provenance, store)
+            clips = cache_latents.plan_clips(config, videos, {}, provenance, store)
         loop = time_loop(replace(config, output=f"{folder}/loop"), clips, provenance)
         through_ray = time_ray(cache_latents, config, clips, provenance)
         assert store.num_rows(LATENTS) == len(clips)
@@ -75,8 +75,6 @@ def time_loop(config: Any, clips: pa.Table, provenance: dict[str, Any]) -> tuple
     stage = EncodeClips(
         base_model=config.base_model,
         output=config.output,
-        height_px=config.height_px,
-        width_px=config.width_px,
         dtype=config.dtype,
         device="cpu",
         threads=config.workers.num_workers,
@@ -108,4 +106,5 @@ def rates(num_clips: int, num_first: int, started: float, first: float, ended: f
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    given = [int(word) for word in sys.argv[1:]]
+    main(*given, *DEFAULTS[len(given) :])

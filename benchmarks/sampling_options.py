@@ -15,25 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from simda.generation.schedulers import make_scheduler
+from simda.generation.schedulers import make_scheduler, shifted_timesteps
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.sprites.judge import judge_frames
 from simda.sprites.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
 
 SEED, BATCH_SIZE = 0, 8
 MARKS = ("colour", "background", "shape", "motion")
-DEMO: dict[str, Any] = {"guidance_scale": 7.0, "guidance_interval": (0.0, 0.4), "eta": 1.0}
-"""As pipelines/configs/generate_sprites.yaml, with 36 steps."""
+DEMO: dict[str, Any] = {"guidance_scale": 6.0, "guidance_interval": (0.0, 0.79)}
+SHIFTED = {"timestep_shift": 2.5}
+"""As pipelines/configs/generate_sprites.yaml, with 36 steps of ddpm."""
 OPTIONS: list[tuple[str, int, dict[str, Any]]] = [
+    ("ddpm", 36, SHIFTED),
+    ("ddpm", 36, {}),
+    ("ddpm", 36, SHIFTED | {"guidance_interval": (0.0, 1.0)}),
+    ("ddpm", 36, SHIFTED | {"reuse_interval": 2}),
+    ("ddpm", 36, SHIFTED | {"reuse_interval": 3}),
+    ("ddpm", 18, SHIFTED),
+    ("ddim", 36, {"eta": 1.0}),
     ("ddim", 36, {}),
-    ("ddim", 36, {"guidance_interval": (0.0, 1.0)}),
-    ("ddim", 36, {"reuse_interval": 2}),
-    ("ddim", 36, {"reuse_interval": 3}),
-    ("ddim", 18, {}),
-    ("ddim", 36, {"eta": 0.0}),
-    ("dpm++", 18, {"eta": 0.0}),
-    ("unipc", 18, {"eta": 0.0}),
-    ("lcm", 8, {"eta": 0.0}),
+    ("dpm++", 18, SHIFTED),
+    ("unipc", 18, {}),
+    ("lcm", 8, {}),
 ]
 
 
@@ -69,12 +72,15 @@ def sample(
 ) -> np.ndarray:
     """Some of the clips, uint8 [b, f, h, w, 3]."""
     batch = scenes[start : start + BATCH_SIZE]
+    settings = DEMO | others
+    shift = settings.pop("timestep_shift", None)
     frames = pipeline(
         [scene.caption() for scene in batch],
         num_frames=8,
         num_inference_steps=num_steps,
+        timesteps=shifted_timesteps(pipeline.scheduler, num_steps, shift) if shift else None,
         generator=[torch.Generator().manual_seed(start + index) for index in range(len(batch))],
-        **DEMO | others,
+        **settings,
     ).frames
     return (frames * 255).round().astype(np.uint8)
 

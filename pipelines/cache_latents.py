@@ -29,7 +29,7 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
-from simda.data.clip_plan import Clip, ClipRule, Span, Spans
+from simda.data.clip_plan import ClipRule, Span, Spans
 from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
@@ -37,6 +37,7 @@ from simda.data.schema import (
     FILTERED,
     LATENTS,
     NULL_PROMPT,
+    PLANNED,
     TEXT_EMBEDDINGS,
     TEXT_TOKENS,
     TableKind,
@@ -68,7 +69,7 @@ from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
-from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_row
+from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_key, video_row
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -208,12 +209,8 @@ TEXT_TABLES = {"embeddings": (TEXT_EMBEDDINGS, EncodeCaptions), "tokens": (TEXT_
 CAPTIONS_PER_SHARD = 512
 DEFAULT_BUCKET = (256, 256, Clips().num_frames)
 """Of `height_px`, `width_px` and `clips.num_frames`, to tell whether they were set."""
-PLAN = pa.schema(
-    [
-        *(LATENTS.columns.field(name) for name in Clip.__dataclass_fields__),
-        pa.field("attempt", pa.int32()),
-    ]
-)
+VIDEOS_PER_BLOCK = 256
+CLIPS_PER_PLAN_SHARD = 16384
 
 
 def run(config: CacheLatentsConfig) -> Row:
@@ -233,7 +230,7 @@ def run(config: CacheLatentsConfig) -> Row:
     with ray_session(config.workers.role, config.planner_role):
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
-        clips = plan_clips(config, without_filtered(store, videos), provenance, store)
+        clips = plan_clips(config, without_filtered(store, videos), failed, provenance, store)
         captions = store.without_written(TEXT_TABLES[config.text][0], distinct_captions(clips))
         # 2. one row per clip -> one row per clip that is neither written nor filtered nor failed
         clips = store.without_written(FILTERED, store.without_written(LATENTS, clips), "clip_id")
@@ -394,11 +391,37 @@ def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:
     return [row for row in videos if not filtered.issuperset(span_ids(row))] if filtered else videos
 
 
-def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore) -> pa.Table:
-    """The rows of all clips; what gives none goes to the failures table or to the filtered table."""
+def plan_clips(
+    config: CacheLatentsConfig, videos: list[Row], failed: dict[str, int], provenance: Row, store: OutputStore
+) -> pa.Table:
+    """The rows of all clips; what gives none goes to the failures table or to the filtered table.
+
+    The plan is kept in the output, so that a video is looked through once however often the command is run.
+    """
+    keys = pa.array([video_key(row) for row in videos], pa.string())
+    known = store.read_table(PLANNED)
+    known = known.filter(pc.is_in(known["video_key"], value_set=keys))
+    is_new = pc.invert(pc.is_in(keys, value_set=pc.unique(known["video_key"]))).to_pylist()
+    new = planned_clips(config, [row for row, wanted in zip(videos, is_new, strict=True) if wanted], provenance, store)
+    plan = pa.concat_tables([known, *new])
+    if config.filters.duplicates:
+        looked_at = plan.select(["video_uri", "content_hash"]).to_pylist()
+        repeated = [r for r in mark_duplicates(looked_at, videos, store.ids(LATENTS, "video_uri")) if "filter" in r]
+        record_filtered(store, repeated)
+        uris = pa.array([row["video_uri"] for row in repeated], pa.string())
+        plan = plan.filter(pc.invert(pc.is_in(plan["video_uri"], value_set=uris)))
+    attempts = [failed.get(clip_id, 0) + 1 for clip_id in plan["clip_id"].to_pylist()]
+    return plan.append_column("attempt", pa.array(attempts, pa.int32()))
+
+
+def planned_clips(
+    config: CacheLatentsConfig, videos: list[Row], provenance: Row, store: OutputStore
+) -> Iterator[pa.Table]:
+    """Look through videos and write their plan, a shard at a time."""
     if not videos:
-        return PLAN.empty_table()
-    planned = ray.data.from_items(videos, override_num_blocks=min(len(videos), 64)).flat_map(
+        return
+    num_blocks = max(min(len(videos), 64), len(videos) // VIDEOS_PER_BLOCK)
+    planned = ray.data.from_items(videos, override_num_blocks=num_blocks).flat_map(
         plan_video,
         fn_kwargs={
             "rule": clip_rule(config),
@@ -409,16 +432,31 @@ def plan_clips(config: CacheLatentsConfig, videos: list[Row], provenance: Row, s
         num_cpus=0.5,
         resources=on_role(config.planner_role),
     )
-    rows = list(with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE))
+    rows: list[Row] = []
+    for row in with_progress(planned.iter_rows(), "clips planned", None, is_failure, PLAN_STAGE):
+        # A video whose clips were split over two shards would count as planned after the first of them.
+        if len(rows) >= CLIPS_PER_PLAN_SHARD and row["video_key"] != rows[-1]["video_key"]:
+            yield write_plan(store, rows)
+            rows = []
+        rows.append(row)
+    yield write_plan(store, rows)
+
+
+def write_plan(store: OutputStore, rows: list[Row]) -> pa.Table:
+    """Write what `plan_video` gave, and return its clips; they come last: what has clips is not looked at again."""
     unusable = [row for row in rows if is_failure(row)]
     record_failures(
         store,
         [failure_row(r["clip_id"], PLAN_STAGE, r["error_type"], r["message"], r["attempt"]) for r in unusable],
     )
-    if config.filters.duplicates:
-        rows = mark_duplicates(rows, videos, store.ids(LATENTS, "video_uri"))
     record_filtered(store, [row for row in rows if row["filter"]])
-    return pa.Table.from_pylist([row for row in rows if not (is_failure(row) or row["filter"])], schema=PLAN)
+    clips = [
+        {name: row[name] for name in PLANNED.columns.names} for row in rows if not (is_failure(row) or row["filter"])
+    ]
+    table = build_table(PLANNED, clips, {})
+    if clips:
+        store.write_shard(PLANNED, table)
+    return table.replace_schema_metadata(None)
 
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:

@@ -136,6 +136,9 @@ class TrainConfig:
     """Weighs each clip by min(SNR, gamma) / SNR of its timestep; 5 is usual, null weighs all alike."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: a quieter loss, the same mean."""
+    sample_posterior: bool = False
+    """Draw each visit's latents from the autoencoder's posterior, in the place of its mean; needs keep_spread=true of
+    `cache_latents`."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -311,7 +314,14 @@ def open_latents(config: TrainConfig) -> LatentClips:
     """
     check_shares(config)
     needs_low_res = highest_noise_level(config) is not None
-    clips = LatentClips(config.latents, config.num_frames, config.seed, config.num_validation_clips, needs_low_res)
+    clips = LatentClips(
+        config.latents,
+        config.num_frames,
+        config.seed,
+        config.num_validation_clips,
+        needs_low_res,
+        config.sample_posterior,
+    )
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
@@ -382,6 +392,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         noise_offset=config.noise_offset,
         min_snr_gamma=config.min_snr_gamma,
         stratified_timesteps=config.stratified_timesteps,
+        sample_posterior=config.sample_posterior,
         optimisation={
             "optimizer": config.optimizer.name,
             "learning_rate": config.optimizer.lr,

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from simda.config import Config, absolute_uri, config_to_yaml, describe_settings, load_config
 from simda.cost import cost_of, read_prices
 from simda.data.run_lock import release_all
-from simda.errors import ConfigError, SimdaError
+from simda.errors import ConfigError, SimdaError, StorageError
 from simda.telemetry import WAIT_BOUNDARIES_S, Metric, StageTelemetry
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
@@ -83,12 +83,16 @@ def run_command(
             summary |= {"cost": cost_of(summary, prices)}
     except SimdaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_FAILED if isinstance(error, StorageError) else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return EXIT_FAILED
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        reason = _reason_in(error)
+        if reason is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {reason}", file=sys.stderr)
         return EXIT_FAILED
     finally:
         release_all()
@@ -290,6 +294,13 @@ def _job_labels() -> dict[str, str]:
 def library_versions() -> dict[str, str]:
     """Versions of what decides the content of tables, for their provenance."""
     return {name: version(name) for name in ("simda", "torch", "diffusers", "transformers", "av", "decord")}
+
+
+def _reason_in(error: BaseException | None) -> StorageError | None:
+    """What the storage said, if that is why work in another process ended; Ray wraps it."""
+    while error is not None and not isinstance(error, StorageError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
 
 
 def _configure_ray_data() -> None:

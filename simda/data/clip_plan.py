@@ -23,9 +23,9 @@ from simda.data.frame_buckets import Bucket, fitting_buckets
 from simda.data.frame_size import CENTRE, Crop, draw_crop
 from simda.data.schema import derived_id
 from simda.data.shots import Shot
-from simda.data.uris import MEMBER, get_info, is_local, open_uri, read_range
+from simda.data.uris import MEMBER, get_info, is_local, open_uri, patiently, read_range
 from simda.data.video_index import SAME_TIME_S, VideoInfo
-from simda.errors import ConfigError, InputError
+from simda.errors import ConfigError, InputError, VideoError
 
 # fmt: off
 SUFFIXES = frozenset({
@@ -279,9 +279,22 @@ def _find_member(uri: str, shard_uri: str, offset: int) -> VideoSource:
     return VideoSource(uri, info.size, str(int(info.mtime) * 10**9))
 
 
+def check_unchanged(uri: str, size_bytes: int, version: str) -> None:
+    """Compare a file with what it was when it was listed.
+
+    Raises:
+        VideoError: it is another one, or gone.
+    """
+    found = find_video(uri)
+    if (found.size_bytes, found.version) != (size_bytes, version):
+        what = "is no longer there" if found.version == MISSING else "was changed"
+        raise VideoError(f"{uri} {what} since its clips were planned; run the same command again to plan it anew")
+
+
 def _found_under(filesystem: fs.FileSystem, path: str, uri: str) -> list[VideoSource]:
     local = isinstance(filesystem, fs.LocalFileSystem)
-    infos = _walk(path, uri) if local else filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    selector = fs.FileSelector(path, recursive=True)
+    infos = _walk(path, uri) if local else patiently(uri, lambda: filesystem.get_file_info(selector))
     return [
         _source(info, local)
         for info in infos

@@ -55,8 +55,8 @@ def hold(uri: str, command: str) -> None:
         command: what the process does, for others to read.
 
     Raises:
-        ConfigError: another run holds it.
-        StorageError: the output cannot be written to.
+        ConfigError: another run holds it, or nothing can be written there.
+        StorageError: S3 does not answer.
     """
     filesystem, path = open_uri(uri)
     key = f"{filesystem.type_name}:{path}"
@@ -91,7 +91,9 @@ class FileLock:
             os.ftruncate(self._file, 0)
             os.write(self._file, json.dumps(owner).encode())
         except OSError as error:
-            raise StorageError(f"output={self.uri} cannot be written to: {reason_of(error)}") from error
+            raise ConfigError(
+                f"output={self.uri} cannot be written to: {reason_of(error)}; give a directory that can"
+            ) from error
 
     def _open_locked(self) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT)

@@ -86,6 +86,19 @@ LATENTS = TableKind(
     row_group_rows=32,
     compression="none",
 )
+CLIP_COLUMNS = (
+    "clip_id",
+    "video_uri",
+    "start_s",
+    "end_s",
+    "fps",
+    "num_frames",
+    "caption",
+    "height_px",
+    "width_px",
+    "variant",
+)
+"""Columns that a clip has from its plan on."""
 TEXT_EMBEDDINGS = TableKind(
     "text_embeddings",
     "text_embeddings",
@@ -157,6 +170,18 @@ FILTERED = TableKind(
         message=_TEXT,
     ),
 )
+PLANNED = TableKind(
+    "planned",
+    "plan",
+    ("clip_id",),
+    _columns(
+        video_key=_TEXT,  # of the video as it was listed: its uri, size, version, spans and captions
+        content_hash=_TEXT,  # of the file; empty unless duplicates are filtered
+        size_bytes=pa.int64(),  # of the file
+        version=_TEXT,  # of the file
+        **{name: LATENTS.columns.field(name).type for name in CLIP_COLUMNS},
+    ),
+)
 METRICS = TableKind(
     "metrics",
     "data",
@@ -164,7 +189,9 @@ METRICS = TableKind(
     _columns(id=_TEXT, metric=_TEXT, value=_REAL, protocol=_TEXT),
 )
 
-TABLES = {kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, GENERATED, FAILURES, FILTERED, METRICS)}
+TABLES = {
+    kind.name: kind for kind in (LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, GENERATED, FAILURES, FILTERED, PLANNED, METRICS)
+}
 
 
 def build_table(kind: TableKind, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, Any]) -> pa.Table:

@@ -28,12 +28,16 @@ from pyarrow import fs
 
 from simda.data import run_lock
 from simda.data.schema import FAILURES, LIBRARIES, TableKind, describe_differences, read_provenance
-from simda.data.uris import TEMPORARY_PREFIX, get_info, is_local, join_uri, open_uri, read_bytes, write_bytes
+from simda.data.uris import TEMPORARY_PREFIX, get_info, is_local, join_uri, open_uri, patiently, read_bytes, write_bytes
 from simda.errors import ConfigError, InputError, ModelMismatchError
 
 RUN_FILE, MANIFEST_FILE, CONFIG_FILE = "_run.json", "_manifest.json", "config.yaml"
 ABANDONED_AFTER_S = 3600.0
 READERS = 16
+MAX_FILE_BYTES = 250 * 10**6
+"""Of a table in memory; its file is hardly larger, and so stays under 256 MB."""
+ROW_GROUP_BYTES = 16 * 2**20
+"""What a reader of one row reads at most, unless that row alone is larger."""
 
 
 class OutputStore:
@@ -93,8 +97,7 @@ class OutputStore:
             True to go on with earlier work, False to start.
 
         Raises:
-            ConfigError: as `check_claim`, or another run is at work here.
-            StorageError: it cannot be written to.
+            ConfigError: as `check_claim`, or another run is at work here, or nothing can be written here.
         """
         self.check_claim(run_key)
         run_lock.hold(self.uri, str(run_key.get("command", "a run")))
@@ -116,12 +119,18 @@ class OutputStore:
 
     # Tables
 
-    def write_shard(self, kind: TableKind, table: pa.Table) -> str:
-        """Write a table made by `schema.build_table` as one file that appears whole or not at all.
+    def write_shard(self, kind: TableKind, table: pa.Table) -> list[str]:
+        """Write a table made by `schema.build_table` as a file that appears whole or not at all.
+
+        A table of more than `MAX_FILE_BYTES` becomes several files, and row groups hold less than the kind's
+        `row_group_rows` where its rows are large.
 
         Returns:
-            Its name under the output, such as `data/latents-1f0c....parquet`; the same rows give the same name.
+            Its name under the output, such as `data/latents-1f0c....parquet`; the same rows give the same names.
         """
+        if table.nbytes > MAX_FILE_BYTES and len(table) > 1:
+            half = len(table) // 2
+            return [*self.write_shard(kind, table.slice(0, half)), *self.write_shard(kind, table.slice(half))]
         provenance = read_provenance(table.schema, kind, "the table to write")
         keys = sorted(zip(*(table[column].to_pylist() for column in kind.key), strict=True))
         digest = hashlib.sha256(json.dumps([provenance, keys], sort_keys=True).encode()).hexdigest()
@@ -131,19 +140,20 @@ class OutputStore:
             table,
             sink,
             compression=kind.compression,
-            row_group_size=kind.row_group_rows,
+            row_group_size=max(1, min(kind.row_group_rows, ROW_GROUP_BYTES * len(table) // max(1, table.nbytes))),
             # Dictionaries and statistics only cost time on tensors, and gain little on texts that seldom repeat.
             use_dictionary=False,
             write_statistics=[field.name for field in kind.columns if field.type != pa.binary()],
         )
         write_bytes(self.uri_of(name), sink.getvalue())
-        return name
+        return [name]
 
     def shard_names(self, kind: TableKind) -> list[str]:
         """Names of the table's files under the output, sorted; unfinished files are left out."""
         filesystem, path = open_uri(self.uri_of(kind.folder))
         get_info(filesystem, path, self.uri)
-        infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        selector = fs.FileSelector(path, allow_not_found=True)
+        infos = patiently(self.uri, lambda: filesystem.get_file_info(selector))
         names = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
         return [
             f"{kind.folder}/{name}" for name in names if name.startswith(f"{kind.name}-") and name.endswith(".parquet")
@@ -288,9 +298,12 @@ class OutputStore:
     def _read_shards(self, kind: TableKind, columns: Sequence[str]) -> Iterator[pa.Table]:
         """These columns of each file."""
 
-        def read(name: str) -> pa.Table | None:
+        def read_once(name: str) -> pa.Table | None:
             shard = self._open_whole(kind, name)
             return None if shard is None else shard.read(list(columns), use_threads=False)
+
+        def read(name: str) -> pa.Table | None:
+            return patiently(self.uri, lambda: read_once(name))
 
         names = self.shard_names(kind)
         if is_local(self.uri):
@@ -312,7 +325,7 @@ class OutputStore:
     def _open_parquet(self, name: str) -> pq.ParquetFile | None:
         filesystem, path = open_uri(self.uri_of(name))
         try:
-            return pq.ParquetFile(path, filesystem=filesystem)
+            return patiently(self.uri, lambda: pq.ParquetFile(path, filesystem=filesystem))
         except pa.ArrowInvalid:
             return None
 

@@ -8,14 +8,18 @@ the layout of an output means is `store.py`'s business.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import random
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
@@ -23,10 +27,21 @@ from pyarrow import fs
 from simda.errors import InputError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
-S3_ATTEMPTS = 10
+S3_ATTEMPTS = 4
+"""Of one request, within a second or two; what failed even so is repeated as a whole (`patiently`)."""
+PATIENCE_S = 45.0
+"""How long storage may not answer. Less than videos are given to be read (60 s): it is not the video's fault."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+TRANSIENT = re.compile(
+    r"NETWORK_CONNECTION|SLOW_DOWN|THROTTL|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|RequestTimeout"
+    r"|HTTP status 5\d\d|curlCode|ServiceUnavailable|SlowDown|InternalError|Unexpected end of stream"
+)
+S3_CONNECT_TIMEOUT_S, S3_REQUEST_TIMEOUT_S = 5, 20
 MEMBER = re.compile(r"(?P<file>.+\.tar)!/(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL)
 """A file within a tar file, and where its bytes are: `shard.tar!/name.mp4@OFFSET+SIZE`."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Result = TypeVar("Result")
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -54,16 +69,52 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=32)
 def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> fs.S3FileSystem:
-    # Many workers that write at once meet SLOW_DOWN; the default of 3 attempts is too few for that.
-    retry = fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS)
+    settings: dict[str, Any] = {
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        "connect_timeout": S3_CONNECT_TIMEOUT_S,
+        "request_timeout": S3_REQUEST_TIMEOUT_S,
+        # A small file is one request, not the three of an upload in parts.
+        "allow_delayed_open": True,
+    }
     if endpoint:
-        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1", retry_strategy=retry)
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1", **settings)
     if not region:
         try:
             region = fs.resolve_s3_region(bucket)
         except OSError as error:
             raise InputError(f"s3://{bucket}: {reason_of(error)}; check the bucket's name and set AWS_REGION") from None
-    return fs.S3FileSystem(region=region, retry_strategy=retry)
+    return fs.S3FileSystem(region=region, **settings)
+
+
+def patiently(uri: str, action: Callable[[], Result]) -> Result:
+    """What `action` gives; where S3 is too busy or does not answer, it is repeated with growing pauses.
+
+    Args:
+        uri: what it is about, for messages.
+        action: may be repeated without harm.
+
+    Raises:
+        StorageError: S3 gave no answer for `PATIENCE_S`.
+        OSError: any other fault, at once.
+    """
+    if is_local(uri):
+        return action()
+    started, pause_s = time.monotonic(), FIRST_PAUSE_S
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if not TRANSIENT.search(str(error)):
+                raise
+            if time.monotonic() - started + pause_s > PATIENCE_S:
+                raise StorageError(
+                    f"{uri}: the storage did not answer for {PATIENCE_S:g} s: {reason_of(error)}; check it and the "
+                    "AWS_* variables, then run the same command again"
+                ) from error
+            logging.getLogger(__name__).warning("%s: %s; trying again", uri, reason_of(error))
+        # Many workers that come back at the same moment would find it as busy again.
+        time.sleep(random.uniform(pause_s / 2, pause_s))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def is_local(uri: str) -> bool:
@@ -92,10 +143,11 @@ def get_info(filesystem: fs.FileSystem, path: str, uri: str) -> fs.FileInfo:
     """What lies at `path`; failure to reach the storage is told in words.
 
     Raises:
-        InputError: no access, no such bucket, no connection.
+        InputError: no access, no such bucket.
+        StorageError: it does not answer.
     """
     try:
-        return filesystem.get_file_info(path)
+        return patiently(uri, lambda: filesystem.get_file_info(path))
     except OSError as error:
         raise InputError(
             f"{uri} cannot be reached: {reason_of(error)}; check the path, and for S3 the AWS_* variables"
@@ -114,10 +166,15 @@ def read_bytes(uri: str) -> bytes:
         what = "is a directory, not a file" if found == fs.FileType.Directory else "does not exist"
         raise InputError(f"{uri} {what}; give the path of a file")
     try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            return stream.read()
+        return patiently(uri, lambda: _read(filesystem, path))
     except OSError as error:
         raise InputError(f"{uri} cannot be read: {reason_of(error)}") from None
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> bytes:
+    # Not a stream, which asks S3 for 256 KiB at a time.
+    with filesystem.open_input_file(path) as file:
+        return file.read()
 
 
 def read_text(uri: str) -> str:
@@ -146,12 +203,16 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
             with whole_file(path) as partial, open(partial, "wb") as file:
                 file.write(data)
         else:
-            with filesystem.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+            patiently(uri, lambda: _put(filesystem, path, data))
     except OSError as error:
         raise StorageError(
             f"{uri} cannot be written: {reason_of(error)}; free or repair the storage and run the same command again"
         ) from error
+
+
+def _put(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
+    with filesystem.open_output_stream(path, compression=None) as stream:
+        stream.write(data)
 
 
 @contextmanager

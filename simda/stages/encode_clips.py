@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simda.data.clip_filter import ClipFilter, Rejection
-from simda.data.clip_plan import Clip, clip_times, variant_crop
+from simda.data.clip_plan import Clip, check_unchanged, clip_times, variant_crop
 from simda.data.decoder_process import DecoderProcess
 from simda.data.frame_size import CENTRE
 from simda.data.low_resolution import make_low_res
@@ -49,7 +49,7 @@ class EncodeClips:
         crops: `min_side` and `may_mirror` of `variant_crop`; None where clips have no variants.
         keeps_low_res: whether rows also hold the frames in low resolution.
 
-    Reads: the columns of `data.clip_plan.Clip`, and attempt.
+    Reads: the columns of `data.clip_plan.Clip`, size_bytes and version of the video's file, and attempt.
     Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
     `telemetry.Effort`.
     """
@@ -123,6 +123,8 @@ class EncodeClips:
         frames, decoder = self.reader.call(
             read_frames, clip["video_uri"], times_s, clip["height_px"], clip["width_px"], crop
         )
+        # Afterwards: whatever was read until now was the planned file's.
+        check_unchanged(clip["video_uri"], clip["size_bytes"], clip["version"])
         return frames, decoder, self.clip_filter.check_frames(frames)
 
     def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:

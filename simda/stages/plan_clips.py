@@ -33,6 +33,11 @@ def span_ids(row: Row) -> list[str]:
     return [derived_id("span", *version, span) for span in json.loads(row["spans"])]
 
 
+def video_key(row: Row) -> str:
+    """What the plan of a `video_row` is kept under; it changes with the file and with its captions."""
+    return derived_id("video", row["uri"], row["size_bytes"], row["version"], row["spans"])
+
+
 def plan_video(
     row: Row, rule: ClipRule, preprocessing_key: str, clip_filter: Row | None = None, video_timeout_s: float = 60.0
 ) -> list[Row]:
@@ -42,7 +47,7 @@ def plan_video(
     Writes: per clip the columns of `data.clip_plan.Clip`, attempt, content_hash (where duplicates are filtered), and
         empty `error_type`, `filter` and `message`; a span that is filtered is one row with its id as `clip_id`, and
         `filter` and `message` filled; a video that fails is one row with its uri as `clip_id`, and `error_type` and
-        `message` filled.
+        `message` filled. All rows also have the video's `video_key`, size_bytes and version.
     """
     # Not a row's fault if it does not start.
     decoder = _decoder(video_timeout_s)
@@ -54,8 +59,9 @@ def plan_video(
     )
     if failure:
         nothing = _nothing(row["uri"], row["uri"], Span(()))
-        return [nothing | {name: failure[name] for name in ("error_type", "message", "attempt")}]
-    return planned or []
+        planned = [nothing | {name: failure[name] for name in ("error_type", "message", "attempt")}]
+    file = {"video_key": video_key(row), "size_bytes": row["size_bytes"], "version": row["version"]}
+    return [clip | file for clip in planned or []]
 
 
 def mark_duplicates(rows: Sequence[Row], videos: Sequence[Row], cached: Set[str]) -> list[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class LatentClips:
         seed: decides the order of the clips and their spans.
         num_held_out: clips that are not trained on, at least; whole videos, since clips of one video are alike.
         needs_low_res: whether batches have the low-resolution frames, for an upscaler.
+        needs_spread: whether batches that are trained on have the posterior's spread, to draw latents from it.
 
     Attributes:
         num_clips: distinct clips that are trained on.
@@ -49,13 +51,19 @@ class LatentClips:
 
     Raises:
         InputError: missing, unfinished or empty; clips of several shapes, or shorter than asked; a caption without
-            its embedding; no low-resolution frames.
+            its embedding; no low-resolution frames, or no spread.
         ModelMismatchError: files that do not belong together.
         ConfigError: nothing would be left to train on.
     """
 
     def __init__(
-        self, uri: str, num_frames: int, seed: int, num_held_out: int = 0, needs_low_res: bool = False
+        self,
+        uri: str,
+        num_frames: int,
+        seed: int,
+        num_held_out: int = 0,
+        needs_low_res: bool = False,
+        needs_spread: bool = False,
     ) -> None:
         store = open_finished(uri)
         self.provenance = store.provenance(LATENTS) | store.provenance(TEXT_EMBEDDINGS)
@@ -63,6 +71,7 @@ class LatentClips:
             store, LATENTS, "latents", ("clip_id", "video_uri", "caption", "latents_shape"), cache_bytes=CACHE_BYTES
         )
         self._low_res = _low_res_frames(store, self.provenance) if needs_low_res else None
+        self._spread = _spread(store, self.provenance) if needs_spread else None
         self._embeddings = TensorTable(store, TEXT_EMBEDDINGS, "prompt_embeds", ("caption",), cache_bytes=CACHE_BYTES)
         self._rows = _rows_in_order_of_ids(self._latents.light["clip_id"])
         light = self._latents.light.take(self._rows)
@@ -83,7 +92,12 @@ class LatentClips:
     def batch(self, step: int, batch_size: int, rank: int = 0, world_size: int = 1) -> ClipBatch:
         """The share of `rank` in the batch of `step` (from 0), on the CPU in float32."""
         clips = self.order.batch(step, batch_size, rank, world_size)
-        return self._read([PlacedClip(int(self._trained[clip.row]), clip.place) for clip in clips], step)
+        placed = [PlacedClip(int(self._trained[clip.row]), clip.place) for clip in clips]
+        batch = self._read(placed, step)
+        if self._spread is None:
+            return batch
+        spread = torch.stack([self._span_of(self._spread, clip, step) for clip in placed])
+        return replace(batch, latents_std=spread)
 
     def held_out(self, rank: int = 0, world_size: int = 1) -> ClipBatch | None:
         """The share of `rank` in the clips that are not trained on, always the same; None if it has none."""
@@ -93,7 +107,7 @@ class LatentClips:
     def _read(self, clips: Sequence[PlacedClip], step: int) -> ClipBatch:
         """Clips whose rows count all clips, trained on or not."""
         return ClipBatch(
-            latents=torch.stack([self._latents_of(clip, step) for clip in clips]),
+            latents=torch.stack([self._span_of(self._latents, clip, step) for clip in clips]),
             prompt_embeds=torch.stack([self._embeds_of(int(self._embedding_rows[clip.row])) for clip in clips]),
             places=[clip.place for clip in clips],
             clip_ids=[self._ids_and_captions["clip_id"][clip.row].as_py() for clip in clips],
@@ -112,8 +126,9 @@ class LatentClips:
                 digest.update("\0".join(column.to_pylist()).encode())
         return {"num_clips": len(self._ids_and_captions), "clips_sha256": digest.hexdigest()}
 
-    def _latents_of(self, clip: PlacedClip, step: int) -> Tensor:
-        latents = self._latents.tensor(int(self._rows[clip.row]))
+    def _span_of(self, table: TensorTable, clip: PlacedClip, step: int) -> Tensor:
+        """The frames of a clip that this visit trains on, of its latents or of what stands beside them."""
+        latents = table.tensor(int(self._rows[clip.row]))
         num_frames = self.clip_shape[1]
         start = self.order.crop_start(step, clip.place, latents.shape[1] - num_frames + 1)
         return torch.from_numpy(np.ascontiguousarray(latents[:, start : start + num_frames]))
@@ -167,6 +182,15 @@ def _low_res_frames(store: OutputStore, provenance: dict[str, Any]) -> TensorTab
     if "low_res" not in provenance:
         raise InputError(f"latents={store.uri} has no low-resolution frames; cache them with an upscaler as base_model")
     return TensorTable(store, LATENTS, "low_res", ("clip_id",), cache_bytes=CACHE_BYTES)
+
+
+def _spread(store: OutputStore, provenance: dict[str, Any]) -> TensorTable:
+    """The posterior's spread beside the latents."""
+    if not provenance.get("preprocessing", {}).get("keep_spread"):
+        raise InputError(
+            f"sample_posterior: latents={store.uri} has the posterior's mean alone; cache it with keep_spread=true"
+        )
+    return TensorTable(store, LATENTS, "latents_std", ("clip_id",), cache_bytes=CACHE_BYTES, layout_of="latents")
 
 
 def _rows_in_order_of_ids(ids: pa.ChunkedArray) -> np.ndarray:

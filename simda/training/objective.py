@@ -8,7 +8,7 @@ or the run was stopped before it. Which clips make up a batch is `latent_clips.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from simda.training.low_res_noise import LowResNoise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 NUM_QUARTERS = 4
+POSTERIOR_STREAM = 2
+"""Sets the draws of latents from their posteriors apart from those of noise and timestep."""
 
 Level = TypeVar("Level", float, Tensor)
 
@@ -45,6 +47,7 @@ class ClipBatch:
         places: place of each row in the step's whole batch, from 0; decides its noise.
         clip_ids: of the rows, for messages.
         low_res: for an upscaler, low-resolution frames in -1..1, [b, 3, f, h, w].
+        latents_std: the spread of the posterior whose mean `latents` is, to draw latents from; same shape.
     """
 
     latents: Tensor
@@ -52,11 +55,11 @@ class ClipBatch:
     places: Sequence[int]
     clip_ids: Sequence[str]
     low_res: Tensor | None = None
+    latents_std: Tensor | None = None
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same rows on another device."""
-        low_res = None if self.low_res is None else self.low_res.to(device)
-        return ClipBatch(self.latents.to(device), self.prompt_embeds.to(device), self.places, self.clip_ids, low_res)
+        return self._with_tensors(lambda tensor: tensor.to(device))
 
     def split(self, num_clips: int) -> list[ClipBatch]:
         """Consecutive parts of `num_clips` rows (the last may be smaller)."""
@@ -64,8 +67,14 @@ class ClipBatch:
         return [self._part(slice(start, start + num_clips)) for start in starts]
 
     def _part(self, rows: slice) -> ClipBatch:
-        low_res = None if self.low_res is None else self.low_res[rows]
-        return ClipBatch(self.latents[rows], self.prompt_embeds[rows], self.places[rows], self.clip_ids[rows], low_res)
+        part = self._with_tensors(lambda tensor: tensor[rows])
+        return replace(part, places=self.places[rows], clip_ids=self.clip_ids[rows])
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> ClipBatch:
+        names = ("latents", "prompt_embeds", "low_res", "latents_std")
+        given = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in given.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,7 @@ class DenoisingObjective:
         Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 14; Salimans and Ho, "Progressive
         Distillation", appendix D, for v.
         """
-        latents = batch.latents.float()
+        latents = self._posterior_latents(batch, step)
         draws = self.draw(step, batch.places, latents.shape[1:])
         noise, timesteps = draws.noise.to(latents), draws.timesteps.to(latents.device)
         noisy = self.noise_scheduler.add_noise(latents, noise, timesteps)
@@ -186,6 +195,18 @@ class DenoisingObjective:
         target = self._target(latents, noise, timesteps)
         errors = F.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
         return ClipErrors(errors, timesteps)
+
+    def _posterior_latents(self, batch: ClipBatch, step: int) -> Float[Tensor, "b c f h w"]:
+        """The latents of a batch: drawn where it has the posterior's spread, by its own stream of chance."""
+        latents = batch.latents.float()
+        if batch.latents_std is None:
+            return latents
+        shape = latents.shape[1:]
+        noise = [
+            _draw_gaussians(np.random.default_rng((self.seed, step, place, POSTERIOR_STREAM)), shape)
+            for place in batch.places
+        ]
+        return latents + batch.latents_std.float() * torch.stack(noise).to(latents)
 
     def weights(self, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """What the error of a clip at each timestep counts in the loss.

@@ -17,6 +17,7 @@ import pyarrow as pa
 from simda.data.schema import TableKind
 from simda.data.store import OutputStore
 from simda.data.tensors import BFLOAT16, bfloat16_to_float32, read_tensor
+from simda.data.uris import patiently
 from simda.errors import InputError
 
 NUM_READERS = 8
@@ -32,6 +33,7 @@ class TensorTable:
         tensor_column: the tensor's bytes; `<tensor_column>_shape` and `_dtype` stand beside it.
         light_columns: the columns to hold in memory, as `light`.
         cache_bytes: memory for row groups.
+        layout_of: another tensor column, whose shape and dtype are this one's too.
 
     Attributes:
         light: the light columns, one row per row of the table.
@@ -42,9 +44,17 @@ class TensorTable:
     """
 
     def __init__(
-        self, store: OutputStore, kind: TableKind, tensor_column: str, light_columns: Sequence[str], cache_bytes: int
+        self,
+        store: OutputStore,
+        kind: TableKind,
+        tensor_column: str,
+        light_columns: Sequence[str],
+        cache_bytes: int,
+        layout_of: str | None = None,
     ) -> None:
         self._store, self._tensor_column, self._cache_bytes = store, tensor_column, cache_bytes
+        layout = layout_of or tensor_column
+        self._shape_column, self._dtype_column = f"{layout}_shape", f"{layout}_dtype"
         self._open_shard = lru_cache(NUM_OPEN_SHARDS)(lambda shard: store.open_shard(kind, shard))
 
         def read_light(shard: str) -> tuple[pa.Table, list[int]]:
@@ -78,17 +88,24 @@ class TensorTable:
         group = int(self.groups[row])
         offset = row - int(self._first_rows[group])
         record = self._read_group(group).slice(offset, 1).to_pylist()[0]
-        array = read_tensor(record, self._tensor_column)
-        if record[f"{self._tensor_column}_dtype"] == BFLOAT16:
+        dtype = record[self._dtype_column]
+        layout = {
+            f"{self._tensor_column}_shape": record[self._shape_column],
+            f"{self._tensor_column}_dtype": dtype,
+        }
+        array = read_tensor(record | layout, self._tensor_column)
+        if dtype == BFLOAT16:
             return bfloat16_to_float32(array)
         return array.astype(np.float32)
 
     def _read_group(self, group: int) -> pa.Table:
         if group not in self._cache:
             shard, number = self._group_places[group]
-            columns = [self._tensor_column, f"{self._tensor_column}_shape", f"{self._tensor_column}_dtype"]
+            columns = [self._tensor_column, self._shape_column, self._dtype_column]
             try:
-                table = self._open_shard(shard).read_row_group(number, columns=columns)
+                table = patiently(
+                    self._store.uri, lambda: self._open_shard(shard).read_row_group(number, columns=columns)
+                )
             except OSError as error:
                 raise InputError(
                     f"{self._store.uri_of(shard)} can no longer be read: {error}; bring it back, then run the same "

@@ -47,6 +47,7 @@ class TrainingPlan:
         noise_offset: deviation of what is added to the noise of each channel of a clip.
         min_snr_gamma: bound of the weights by signal-to-noise ratio; None weighs all alike.
         stratified_timesteps: whether the timesteps of a batch are spread evenly.
+        sample_posterior: draw latents from their posteriors, whose spread the table has.
         optimisation: `Optimisation`'s arguments.
         max_grad_norm: gradients are scaled down to at most this norm.
         precision: "fp32" or "bf16".
@@ -76,6 +77,7 @@ class TrainingPlan:
     noise_offset: float
     min_snr_gamma: float | None
     stratified_timesteps: bool
+    sample_posterior: bool
     optimisation: dict[str, Any]
     max_grad_norm: float
     precision: Precision
@@ -159,7 +161,9 @@ def low_res_noise(plan: TrainingPlan, seed: int) -> LowResNoise | None:
 def open_clips(plan: TrainingPlan) -> LatentClips:
     """The clips of the plan."""
     needs_low_res = plan.max_noise_level is not None
-    return LatentClips(plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips, needs_low_res)
+    return LatentClips(
+        plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips, needs_low_res, plan.sample_posterior
+    )
 
 
 def count_parameters(plan: TrainingPlan) -> int:

@@ -21,6 +21,7 @@ from simda.data.clip_plan import (
 )
 from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.frame_size import Crop, draw_crop
+from simda.data.schema import CLIP_COLUMNS
 from simda.data.video_io import probe, read_frames
 from simda.errors import ConfigError, InputError
 
@@ -287,3 +288,7 @@ def test_half_of_the_crops_are_mirrored_if_they_may_be() -> None:
 def test_rules_out_of_range(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))}=.*must be above 0"):
         rule_of(**{"num_frames": 8, "fps": 8, **change})  # type: ignore[arg-type]
+
+
+def test_a_plan_keeps_all_of_a_clip() -> None:
+    assert tuple(Clip.__dataclass_fields__) == CLIP_COLUMNS

@@ -83,7 +83,7 @@ def test_shards_round_trip(uri: str) -> None:
     assert store.read_table(LATENTS).num_rows == 0
     latents = np.random.default_rng(0).normal(size=(4, 16, 8, 8)).astype(np.float16)
     rows = [latents_row("b"), latents_row("a", **tensor_columns("latents", latents))]
-    name = store.write_shard(LATENTS, build_table(LATENTS, rows, PROVENANCE))
+    [name] = store.write_shard(LATENTS, build_table(LATENTS, rows, PROVENANCE))
     store.write_shard(LATENTS, latents_table(["c"]))
     assert store.shard_names(LATENTS) == sorted({name, *store.shard_names(LATENTS)})
     assert store.ids(LATENTS) == {"a", "b", "c"}
@@ -186,7 +186,7 @@ def test_a_missing_table_is_told(uri: str) -> None:
 
 def test_unfinished_files_count_as_not_written(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    name = store.write_shard(LATENTS, latents_table(["a"]))
+    [name] = store.write_shard(LATENTS, latents_table(["a"]))
     whole = (tmp_path / name).read_bytes()
     (tmp_path / "data" / "latents-cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "data" / "latents-empty.parquet").write_bytes(b"")
@@ -200,12 +200,27 @@ def test_unfinished_files_count_as_not_written(tmp_path: Path) -> None:
 
 def test_latents_are_cut_into_row_groups(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
-    name = store.write_shard(LATENTS, latents_table([f"{i:03d}" for i in range(70)]))
+    [name] = store.write_shard(LATENTS, latents_table([f"{i:03d}" for i in range(70)]))
     shard = store.open_shard(LATENTS, name)
     assert [shard.metadata.row_group(i).num_rows for i in range(shard.num_row_groups)] == [32, 32, 6]
     column = shard.metadata.row_group(0).column(LATENTS.columns.get_field_index("latents"))
     assert (column.compression, column.has_dictionary_page) == ("UNCOMPRESSED", False)
     assert pq.read_table(tmp_path / "data").num_rows == 70
+
+
+def test_large_rows_make_small_row_groups_and_no_file_of_more_than_256_mb(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    one = tensor_columns("latents", np.zeros((4, 32, 200, 400), dtype=np.float16))  # 20.48 MB
+    large = build_table(LATENTS, [latents_row(f"{i:02d}", **one) for i in range(20)], PROVENANCE)
+    names = store.write_shard(LATENTS, large)
+    assert store.write_shard(LATENTS, large) == names
+    assert len(names) == len(store.shard_names(LATENTS)) == 2
+    assert all((tmp_path / name).stat().st_size <= 256e6 for name in names)
+    assert store.open_shard(LATENTS, names[0]).num_row_groups == 10
+    assert store.read_table(LATENTS, ["clip_id"])["clip_id"].to_pylist() == [f"{i:02d}" for i in range(20)]
+    small = tensor_columns("latents", np.zeros((4, 16, 64, 64), dtype=np.float32))  # 1.05 MB
+    [name] = store.write_shard(LATENTS, build_table(LATENTS, [latents_row(str(i), **small) for i in range(40)], {}))
+    assert store.open_shard(LATENTS, name).metadata.row_group(0).num_rows == 15
 
 
 def start_writer(uri: str, worker: str, num_shards: int) -> subprocess.Popen[str]:

@@ -16,7 +16,7 @@ from simda.data.uris import (
     whole_file,
     write_bytes,
 )
-from simda.errors import InputError
+from simda.errors import InputError, StorageError
 
 
 def test_paths_of_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +78,11 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_no_permission_is_told_in_words(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_does_not_answer_is_told_in_words(
+    tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setattr("simda.data.uris.S3_ATTEMPTS", 1)
-    with pytest.raises(InputError, match=r"s3://bucket/x cannot be reached: .*AWS_\* variables"):
+    monkeypatch.setattr("simda.data.uris.PATIENCE_S", 0.0)
+    with pytest.raises(StorageError, match=r"s3://bucket/x: the storage did not answer .*AWS_\* variables"):
         exists("s3://bucket/x")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from simda.data.clip_plan import Clip, variants_of
+from simda.data.clip_plan import Clip, find_video, variants_of
 from simda.data.low_resolution import make_low_res
 from simda.data.schema import FAILURES, FILTERED, LATENTS
 from simda.data.store import OutputStore
@@ -34,12 +34,23 @@ def videos(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.mp4") for name in ("moving", "still", "black", "broken")}
 
 
+def plan(videos: dict[str, str], clips: list[Clip] | None = None) -> list[dict[str, Any]]:
+    """Rows of clips, of one of each video where none are given."""
+    clips = clips or [Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64) for name, uri in videos.items()]
+    sources = [find_video(clip.video_uri) for clip in clips]
+    return [
+        asdict(clip) | {"attempt": 1, "size_bytes": source.size_bytes, "version": source.version}
+        for clip, source in zip(clips, sources, strict=True)
+    ]
+
+
 def encode(
     output: Path,
     videos: dict[str, str],
     preview_every: int | None = None,
     settings: dict[str, Any] | None = None,
     clips: list[Clip] | None = None,
+    planned: list[dict[str, Any]] | None = None,
     **filters: Any,
 ) -> tuple[dict[str, list[Any]], OutputStore]:
     stage = EncodeClips(
@@ -53,8 +64,7 @@ def encode(
         preview_every=preview_every,
         **{"dtype": "float16"} | (settings or {}),
     )
-    clips = clips or [Clip(name, uri, 0.0, 0.5, 8.0, 4, "x", 64, 64) for name, uri in videos.items()]
-    rows = [asdict(clip) | {"attempt": 1} for clip in clips]
+    rows = planned or plan(videos, clips)
     told = stage({name: np.array([row[name] for row in rows]) for name in rows[0]})
     stage.reader.close()
     return told, OutputStore(str(output))
@@ -76,6 +86,17 @@ def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_pat
     assert (black["id"], black["video_uri"], black["end_s"]) == ("black", videos["black"], 0.5)
     assert black["message"].startswith("4 of 4 frames")
     assert (still["stage"], still["filter"]) == ("encode_clips", "static_below")
+
+
+def test_a_video_that_was_changed_or_is_gone_since_its_plan_is_a_failure(videos, tmp_path: Path) -> None:
+    planned = plan(videos)
+    write_video(read_all_frames(videos["black"]), videos["moving"], 8)
+    Path(videos["still"]).unlink()
+    told, store = encode(tmp_path / "out", videos, planned=planned)
+    assert told["error_type"] == ["VideoError", "VideoError", "", "VideoError"]
+    assert store.ids(LATENTS) == {"black"}
+    messages = {row["id"]: row["message"] for row in store.read_table(FAILURES).to_pylist()}
+    assert "was changed since its clips were planned" in messages["moving"]
 
 
 def test_without_filters_the_table_is_the_same_with_and_without_them(videos: dict[str, str], tmp_path: Path) -> None:

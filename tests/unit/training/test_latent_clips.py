@@ -96,6 +96,28 @@ def test_low_resolution_frames_are_those_of_the_latents(tmp_path: Path):
     assert LatentClips(store.uri, num_frames=4, seed=0).batch(0, 3).low_res is None
 
 
+def test_the_spread_is_that_of_the_latents_and_only_of_tables_that_have_it(tmp_path: Path):
+    rows = []
+    for number in range(6):
+        row = latents_row(number)
+        latents = np.frombuffer(row["latents"], np.float16)
+        rows.append(row | {"latents_std": (latents / 32).astype(np.float16).tobytes()})
+    store = OutputStore(write_tables(tmp_path, rows))
+    with pytest.raises(InputError, match="posterior's mean alone; cache it with keep_spread=true"):
+        LatentClips(store.uri, num_frames=4, seed=0, needs_spread=True)
+    for name in store.shard_names(LATENTS):
+        store.delete_file(name)
+    provenance = {"vae": "tiny", "preprocessing": {"keep_spread": True}}
+    store.write_shard(LATENTS, build_table(LATENTS, rows, provenance))
+    clips = LatentClips(store.uri, num_frames=4, seed=0, num_held_out=1, needs_spread=True)
+    for step in range(4):
+        batch = clips.batch(step, batch_size=2)
+        torch.testing.assert_close(batch.latents_std, batch.latents / 32, rtol=1e-3, atol=0)
+    held_out = clips.held_out()
+    assert held_out is not None
+    assert held_out.latents_std is None, "a validation loss is of the mean, always the same"
+
+
 def test_ranks_share_a_batch(tmp_path: Path):
     clips = LatentClips(write_tables(tmp_path, [latents_row(number) for number in range(9)]), num_frames=3, seed=0)
     whole, halves = clips.batch(5, 4), [clips.batch(5, 4, rank, world_size=2) for rank in (0, 1)]

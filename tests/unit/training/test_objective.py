@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +161,25 @@ def test_a_noise_offset_is_one_number_for_each_clip_and_channel_and_leaves_the_o
 
 def test_quarters_of_the_schedule():
     assert make_objective().quarters(torch.tensor([0, 249, 250, 749, 750, 999])).tolist() == [0, 0, 1, 2, 3, 3]
+
+
+def test_latents_are_drawn_from_their_posteriors_the_same_however_the_batch_is_divided() -> None:
+    objective = make_objective(caption_dropout=0.0)
+    seen = []
+
+    def denoiser(noisy: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        seen.append(noisy)
+        return torch.zeros_like(noisy)
+
+    batch = make_batch([0, 1, 2])
+    spread = replace(batch, latents_std=torch.full_like(batch.latents, 0.5))
+    objective.clip_errors(denoiser, spread, step=4)
+    for part in spread.split(1):
+        objective.clip_errors(denoiser, part, step=4)
+    assert torch.equal(seen[0], torch.cat(seen[1:4]))
+    objective.clip_errors(denoiser, batch, step=4)
+    scale = objective.noise_scheduler.alphas_cumprod[objective.draw(4, [0, 1, 2], batch.latents.shape[1:]).timesteps]
+    drawn = (seen[0] - seen[4]) / scale.sqrt()[:, None, None, None, None]
+    assert float(drawn.std()) == pytest.approx(0.5, rel=0.15)
+    objective.clip_errors(denoiser, spread, step=5)
+    assert not torch.equal(seen[5] - seen[0], torch.zeros_like(seen[0]))
