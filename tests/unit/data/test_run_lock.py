@@ -117,6 +117,13 @@ def test_a_run_on_another_machine_that_renews_is_respected(s3_bucket, monkeypatc
         renewing.join()
 
 
+def take_over(uri: str) -> None:
+    """Be the owner from now on; again and again, since a renewal that was on its way may come after it."""
+    for _ in range(60):
+        write_bytes(f"{uri}/_lock.json", json.dumps(OTHER_MACHINE).encode())
+        threading.Event().wait(0.5)
+
+
 def test_the_owner_renews_and_stops_when_another_took_over(s3_bucket, monkeypatch) -> None:
     monkeypatch.setattr(run_lock, "RENEW_EVERY_S", 0.05)
     uri = f"{s3_bucket}/run"
@@ -125,9 +132,6 @@ def test_the_owner_renews_and_stops_when_another_took_over(s3_bucket, monkeypatc
     while json.loads(read_bytes(f"{uri}/_lock.json"))["num_renewed"] < 2:
         assert time.monotonic() < deadline, "it was never renewed"
     with pytest.raises(KeyboardInterrupt):
-        for _ in range(60):
-            # Again, since a renewal that was on its way may have come after it.
-            write_bytes(f"{uri}/_lock.json", json.dumps(OTHER_MACHINE).encode())
-            threading.Event().wait(0.5)
+        take_over(uri)
     run_lock.release_all()
     assert json.loads(read_bytes(f"{uri}/_lock.json")) == OTHER_MACHINE
