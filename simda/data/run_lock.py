@@ -36,6 +36,8 @@ from simda.data.uris import is_local, open_uri, reason_of
 from simda.errors import ConfigError, StorageError
 
 LOCK_FILE = "_lock.json"
+STOP_SIGNAL = signal.SIGUSR2
+"""Sent to the main thread when the lock is lost. Not SIGINT, which a run that was started in the background ignores."""
 RENEW_EVERY_S = 10.0
 EXPIRES_AFTER_S = 60.0
 """Of the storage's own clock, since the last renewal; several times `RENEW_EVERY_S`, so that a few may fail."""
@@ -168,6 +170,8 @@ class LeaseLock:
                     break
         except S3_FAULTS as error:
             raise StorageError(f"output={self.uri} cannot be locked: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(STOP_SIGNAL, _stop)
         threading.Thread(target=self._renew, name="renew run lock", daemon=True).start()
 
     def release(self) -> None:
@@ -193,7 +197,7 @@ class LeaseLock:
                     self.uri,
                     EXPIRES_AFTER_S,
                 )
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                signal.pthread_kill(threading.main_thread().ident or 0, STOP_SIGNAL)
                 return
 
     @cached_property
@@ -234,6 +238,10 @@ class LeaseLock:
             return False
         self._etag = found.etag
         return True
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _status(error: ClientError) -> int:
