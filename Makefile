@@ -16,7 +16,7 @@ CLUSTER_FILE ?= cluster/$(CLUSTER).yaml
 COMMANDS := make_sprites pretrain cache_latents train generate upscale edit evaluate run
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo upscaler generate-upscale inspect test check format clean submit cluster-up cluster-down fake-cluster cluster-status dashboard $(COMMANDS)
+.PHONY: help install demo sprites-adapter ablate upscaler generate-upscale inspect test check format clean submit cluster-up cluster-down fake-cluster cluster-status dashboard $(COMMANDS)
 
 help:  ## list the verbs
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z_ -]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,19 @@ demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> vid
 	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/sprites/videos captions=$(OUT)/sprites/captions.csv output=$(OUT)/latents
 	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites.yaml latents=$(OUT)/latents output=$(OUT)/train
 	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=$(OUT)/train/adapter output=$(OUT)/generated
-	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none output=$(OUT)/generated_base
-	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated baseline=$(OUT)/generated_base output=$(OUT)/evaluated
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none max_prompts=16 output=$(OUT)/generated_base
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=sprites max_prompts=8 output=$(OUT)/generated_shipped
+	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated reference=$(OUT)/generated_shipped baseline=$(OUT)/generated_base output=$(OUT)/evaluated
+
+sprites-adapter: install  ## the adapter that the package ships as adapter=sprites, in about an hour (OUT=out/demo)
+	$(RUN) pipelines/make_sprites.py num_videos=6000 num_prompts=400 seed=1 output=$(OUT)/full/sprites
+	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/full/sprites/videos captions=$(OUT)/full/sprites/captions.csv output=$(OUT)/full/latents
+	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites_full.yaml latents=$(OUT)/full/latents output=$(OUT)/full/train
+
+ablate: install  ## SimDA on sprites with parts left out or replaced, in hours; goes on where it was stopped (OUT=out/demo)
+	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites.yaml output=$(OUT)/sprites
+	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/sprites/videos captions=$(OUT)/sprites/captions.csv output=$(OUT)/latents
+	$(RUN) benchmarks/ablation_sprites.py $(OUT)/latents $(OUT)/ablation $(ARGS)
 
 upscaler: install  ## adapters of the embedded x4 upscaler, for 64 -> 256 pixels (OUT=out/demo)
 	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites.yaml size_px=256 num_videos=64 output=$(OUT)/sprites_256
@@ -76,7 +87,7 @@ dashboard: install $(CLUSTER_FILE)  ## the cluster's dashboard and job port at h
 	$(VENV)/bin/ray dashboard $(CLUSTER_FILE)
 
 test: install  ## the tests (ARGS="tests/unit -k name" for some of them)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: install  ## style, types and import rules
 	$(VENV)/bin/ruff check .

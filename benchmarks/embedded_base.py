@@ -13,12 +13,16 @@ import time
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 
+from simda.generation.schedulers import shifted_timesteps
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.sprites.judge import judge_frames
 from simda.sprites.world import BACKGROUNDS, COLOURS, SHAPES, Scene
 
-SEED, BATCH_SIZE, NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 0, 25, 20, 3.0
+SEED, BATCH_SIZE = 0, 25
+NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE_SCALE = 36, 2.5, 6.0
+"""As pipelines/configs/generate_sprites.yaml."""
 
 
 def main(num_stills: int) -> None:
@@ -30,13 +34,14 @@ def main(num_stills: int) -> None:
     ]
     pipeline = TextToVideoPipeline.from_pretrained("sprites")
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     verdicts, started = [], time.monotonic()
     for start in range(0, num_stills, BATCH_SIZE):
         batch = scenes[start : start + BATCH_SIZE]
         frames = pipeline(
             [scene.caption() for scene in batch],
             num_frames=1,
-            num_inference_steps=NUM_INFERENCE_STEPS,
+            timesteps=shifted_timesteps(pipeline.scheduler, NUM_INFERENCE_STEPS, TIMESTEP_SHIFT),
             guidance_scale=GUIDANCE_SCALE,
             generator=[torch.Generator().manual_seed(start + index) for index in range(len(batch))],
         ).frames
@@ -51,4 +56,4 @@ def main(num_stills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)

@@ -70,7 +70,7 @@ def main(num_workers: int, num_videos: int) -> None:
 
 
 def time_loop(config: Any, clips: pa.Table, provenance: dict[str, Any]) -> tuple[float, float]:
-    """Clips per second of the stage called batch after batch: with loading the model, and after the first batch."""
+    """Clips per second of the stage called shard after shard: with loading the model, and after the first one."""
     started = time.monotonic()
     stage = EncodeClips(
         base_model=config.base_model,
@@ -82,8 +82,7 @@ def time_loop(config: Any, clips: pa.Table, provenance: dict[str, Any]) -> tuple
     )
     size, first = config.clips_per_shard, 0.0
     for start in range(0, len(clips), size):
-        part = clips.slice(start, size)
-        stage({name: part[name].to_numpy() for name in part.column_names})
+        stage({"rows": clips.slice(start, size).to_pylist()})
         first = first or time.monotonic()
     return rates(len(clips), size, started, first, time.monotonic())
 

@@ -24,10 +24,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from unet_cost import build_unet, describe_hardware
 
 from simda.data.video_io import write_video
-from simda.generation.compilation import compile_network
 from simda.generation.schedulers import make_scheduler
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.base_models import load_text_parts
+from simda.models.compilation import compile_network
 from simda.models.video_unet import inject_adapters
 
 PROMPT, NEGATIVE_PROMPT = "a corgi runs along a beach", "blurry"

@@ -100,12 +100,11 @@ def line(stage: str, does: str, hours: float, own: dict[str, float], holder: str
 def encode_rate(v: dict[str, dict[str, float]], nodes: int) -> tuple[float, str]:
     """Clips per second of some nodes together, and which part of it all is the slowest."""
     encode, limits = v["encode"], v["limits"]
-    driver_s = limits["driver_s_per_shard"] / limits["clips_per_shard"] + limits["driver_s_per_row"]
     bytes_per_clip = v["dataset"]["mb_per_video"] * 1e6 / v["dataset"]["clips_per_video"] + LATENT_BYTES
     rates = {
         "decoding on the nodes' cores": nodes * encode["cores_per_node"] / encode["decode_core_s_per_clip"],
         "the nodes' GPUs": nodes * encode["gpus_per_node"] * encode["gpu_tflops"] / encode["vae_tflop_per_clip"],
-        "the driver": 1 / driver_s,
+        "the driver": 1 / limits["driver_s_per_clip"],
         "storage": limits["storage_gb_per_s"] * 1e9 / bytes_per_clip,
     }
     holder = min(rates, key=rates.__getitem__)

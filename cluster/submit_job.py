@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,13 @@ def main() -> int:
     try:
         client = JobSubmissionClient(arguments.address)
         job = client.submit_job(entrypoint=shlex.join(words), runtime_env={"working_dir": str(ROOT)})
+    except AuthenticationError:
+        print(
+            f"error: {arguments.address} takes jobs only with its token; set RAY_AUTH_MODE=token, and have "
+            "the token in ~/.ray/auth_token, RAY_AUTH_TOKEN or the file that RAY_AUTH_TOKEN_PATH names",
+            file=sys.stderr,
+        )
+        return 2
     except (ConnectionError, RuntimeError, ValueError) as error:
         print(f"error: {arguments.address} takes no job: {error}\nIs `make dashboard` open?", file=sys.stderr)
         return 2

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -29,20 +31,19 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
-from simda.data.clip_plan import ClipRule, Span, Spans
+from simda.data.clip_plan import ClipRule, Span, Spans, spread
+from simda.data.clip_work import by_bucket, forget_former_clips, in_shards, rows_per_bucket, what_is_left, with_attempts
 from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
     FAILURES,
     FILTERED,
     LATENTS,
-    NULL_PROMPT,
     PLANNED,
     TEXT_EMBEDDINGS,
     TEXT_TOKENS,
     TableKind,
     build_table,
-    caption_id,
     derived_id,
 )
 from simda.data.store import OutputStore
@@ -70,6 +71,7 @@ from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
 from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_key, video_row
+from simda.stages.probe_videos import estimate_work, probe_videos
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -194,12 +196,18 @@ class CacheLatentsConfig:
     video_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that it may take to look through a video, or to decode one of its clips; with s3://, to copy it too."""
     workers: Workers = Workers()
+    decoders_per_worker: int = Field(default=1, ge=1)
+    """Processes of each worker that decode for its encoder; with a GPU, which encodes faster than one core decodes, as
+    many as `workers.cpus_per_worker`."""
     planner_role: Role | None = None
     """Kind of machine that reads the videos' headers and plans their clips, such as `cpu-decode`; by default any."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
     retry_failed: bool = False
     """Try failed rows again; by default they stay failed."""
+    probe_videos: int = Field(default=16, ge=0)
+    """Videos, spread over all of them, that `--dry-run` plans, decodes and (on CPUs) encodes to estimate the rest; with
+    0 it estimates nothing."""
 
 
 Row = dict[str, Any]
@@ -231,10 +239,8 @@ def run(config: CacheLatentsConfig) -> Row:
         # 1. one row per video -> one row per clip
         videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos if row["uri"] not in skipped]
         clips = plan_clips(config, without_filtered(store, videos), failed, provenance, store)
-        captions = store.without_written(TEXT_TABLES[config.text][0], distinct_captions(clips))
         # 2. one row per clip -> one row per clip that is neither written nor filtered nor failed
-        clips = store.without_written(FILTERED, store.without_written(LATENTS, clips), "clip_id")
-        clips = clips.filter(pc.invert(pc.is_in(clips["clip_id"], value_set=pa.array(list(skipped), pa.string()))))
+        captions, clips = what_is_left(store, TEXT_TABLES[config.text][0], clips, skipped)
         if len(clips) or len(captions):
             store.invalidate_manifest()
         # 3. one row per caption -> one row per caption, in the text-embeddings table
@@ -260,25 +266,67 @@ def run(config: CacheLatentsConfig) -> Row:
 
 
 def dry_run(config: CacheLatentsConfig) -> Row:
-    """List and match the inputs, and estimate the bytes of latents per clip."""
+    """List and match the inputs, and estimate what is left to do from a look at some of the videos."""
     provenance = describe_models(config)
     videos, strays = find_videos(config)
-    resumes = OutputStore(config.output).check_claim({"command": "cache_latents", **provenance})
-    buckets = clip_rule(config).buckets
+    store = OutputStore(config.output)
+    resumes = store.check_claim({"command": "cache_latents", **provenance})
     vae = autoencoder_architecture(config.base_model, config.autoencoder)
-    value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
+    bytes_per_clip = {str(bucket): bytes_of_clip(config, vae, bucket) for bucket in clip_rule(config).buckets}
     return {
         "num_videos": len(videos),
         "num_videos_without_caption": sum(not any(s["captions"] for s in json.loads(v["spans"])) for v in videos),
         "num_rows_without_video": len(strays),
-        "bytes_per_clip": {
-            str(bucket): value_bytes * num_values(vae, bucket.height_px, bucket.width_px, bucket.num_frames)
-            for bucket in buckets
-        },
+        "bytes_per_clip": bytes_per_clip,
         "stages": ["plan_video", TEXT_TABLES[config.text][1].__name__, "EncodeClips"],
         "workers": asdict(config.workers),
         "resumes": resumes,
+        **(estimate_rest(config, store, videos, provenance, bytes_per_clip) if config.probe_videos else {}),
     }
+
+
+def bytes_of_clip(config: CacheLatentsConfig, vae: Autoencoder, bucket: Bucket) -> int:
+    """Bytes of the tensors in a clip's row."""
+    value_bytes = (4 if config.dtype == "float32" else 2) * (2 if config.keep_spread else 1)
+    low_res_px = bucket.num_frames * (bucket.height_px // SCALE) * (bucket.width_px // SCALE)
+    latents = value_bytes * num_values(vae, bucket.height_px, bucket.width_px, bucket.num_frames)
+    return latents + (3 * low_res_px if keeps_low_res(config, vae) else 0)
+
+
+def estimate_rest(
+    config: CacheLatentsConfig, store: OutputStore, videos: list[Row], provenance: Row, bytes_per_clip: dict[str, int]
+) -> Row:
+    """What is left to do; see `estimate_work`. On GPUs, which a dry run leaves alone, only decoding is measured."""
+    failures = store.failures(LATENTS)["id"]
+    failed = set() if config.retry_failed else set(failures.to_pylist())
+    videos = [row | {"attempt": 1} for row in videos if row["uri"] not in failed]
+    keys = pa.array([video_key(row) for row in videos], pa.string())
+    planned = store.read_table(PLANNED)
+    planned = planned.filter(pc.is_in(planned["video_key"], value_set=keys))
+    is_planned = pc.is_in(keys, value_set=pc.unique(planned["video_key"])).to_pylist()
+    unplanned = without_filtered(store, [v for v, known in zip(videos, is_planned, strict=True) if not known])
+    _, left = what_is_left(store, TEXT_TABLES[config.text][0], planned, failed)
+    planned_left = {str(bucket): len(clips) for bucket, clips in by_bucket(left)}
+    probed = spread(unplanned or videos, config.probe_videos)
+    if not probed:
+        return {"num_probed": 0, "num_clips_left": 0, "seconds_left": 0.0, "gpu_hours": 0.0}
+    # Ray's workers have their threads by themselves; here they are this process's.
+    stage = EncodeClips(
+        base_model=config.base_model,
+        output=config.output,
+        device="cpu",
+        threads=config.workers.threads_per_worker,
+        provenance=provenance,
+        **encode_settings(config, provenance),
+    )
+    try:
+        plan = partial(plan_video, **plan_settings(config, provenance))
+        found = probe_videos(probed, plan, stage, encodes=config.workers.device == "cpu")
+    finally:
+        stage.close()
+    num_cores = None if os.environ.get("RAY_ADDRESS") else len(os.sched_getaffinity(0))
+    known = found, len(videos), len(unplanned), planned_left, bytes_per_clip
+    return estimate_work(*known, config.workers, num_cores, config.decoders_per_worker)
 
 
 def describe_models(config: CacheLatentsConfig) -> Row:
@@ -399,8 +447,9 @@ def plan_clips(
     The plan is kept in the output, so that a video is looked through once however often the command is run.
     """
     keys = pa.array([video_key(row) for row in videos], pa.string())
-    known = store.read_table(PLANNED)
-    known = known.filter(pc.is_in(known["video_key"], value_set=keys))
+    ever = store.read_table(PLANNED)
+    known = ever.filter(pc.is_in(ever["video_key"], value_set=keys))
+    forget_former_clips(store, ever, known, pa.array([row["uri"] for row in videos], pa.string()), failed)
     is_new = pc.invert(pc.is_in(keys, value_set=pc.unique(known["video_key"]))).to_pylist()
     new = planned_clips(config, [row for row, wanted in zip(videos, is_new, strict=True) if wanted], provenance, store)
     plan = pa.concat_tables([known, *new])
@@ -410,8 +459,17 @@ def plan_clips(
         record_filtered(store, repeated)
         uris = pa.array([row["video_uri"] for row in repeated], pa.string())
         plan = plan.filter(pc.invert(pc.is_in(plan["video_uri"], value_set=uris)))
-    attempts = [failed.get(clip_id, 0) + 1 for clip_id in plan["clip_id"].to_pylist()]
-    return plan.append_column("attempt", pa.array(attempts, pa.int32()))
+    return with_attempts(plan, failed)
+
+
+def plan_settings(config: CacheLatentsConfig, provenance: Row) -> Row:
+    """Arguments of `plan_video`."""
+    return {
+        "rule": clip_rule(config),
+        "preprocessing_key": derived_id(provenance["vae"]["identity"], provenance["preprocessing"]),
+        "clip_filter": asdict(config.filters),
+        "video_timeout_s": config.video_timeout_s,
+    }
 
 
 def planned_clips(
@@ -423,12 +481,7 @@ def planned_clips(
     num_blocks = max(min(len(videos), 64), len(videos) // VIDEOS_PER_BLOCK)
     planned = ray.data.from_items(videos, override_num_blocks=num_blocks).flat_map(
         plan_video,
-        fn_kwargs={
-            "rule": clip_rule(config),
-            "preprocessing_key": derived_id(provenance["vae"]["identity"], provenance["preprocessing"]),
-            "clip_filter": asdict(config.filters),
-            "video_timeout_s": config.video_timeout_s,
-        },
+        fn_kwargs=plan_settings(config, provenance),
         num_cpus=0.5,
         resources=on_role(config.planner_role),
     )
@@ -461,7 +514,16 @@ def write_plan(store: OutputStore, rows: list[Row]) -> pa.Table:
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
     """Write the rows of the latents table; yields which are written and which have failed."""
-    settings = {
+    # A file holds clips of one bucket, as far as they go.
+    shards = [shard for _, of_bucket in by_bucket(clips) for shard in in_shards(of_bucket, config.clips_per_shard)]
+    settings = encode_settings(config, provenance)
+    # Two at a time: a shard is decoded while the one before it is encoded and written.
+    return in_actor_pool(config, EncodeClips, shards, provenance, num_shards_at_once=2, **settings)
+
+
+def encode_settings(config: CacheLatentsConfig, provenance: Row) -> Row:
+    """Arguments of `EncodeClips` that other stages do not have."""
+    return {
         "autoencoder": config.autoencoder,
         "dtype": config.dtype,
         "keep_spread": config.keep_spread,
@@ -470,29 +532,8 @@ def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) 
         "video_timeout_s": config.video_timeout_s,
         "preview_every": config.preview_every,
         "keeps_low_res": "low_res" in provenance,
+        "num_decoders": config.decoders_per_worker,
     }
-    # A file holds clips of one bucket, as far as they go.
-    shards = [shard for _, of_bucket in by_bucket(clips) for shard in in_shards(of_bucket, config.clips_per_shard)]
-    return in_actor_pool(config, EncodeClips, shards, provenance, **settings)
-
-
-def by_bucket(clips: pa.Table) -> list[tuple[Bucket, pa.Table]]:
-    """The rows of a plan apart by their buckets, each in its former order."""
-    names = ["height_px", "width_px", "num_frames"]
-    buckets = sorted(Bucket(**size) for size in clips.group_by(names).aggregate([]).to_pylist())
-    names_of = pc.binary_join_element_wise(*(pc.cast(clips[name], pa.string()) for name in names), "x")
-    return [(bucket, clips.filter(pc.equal(names_of, str(bucket)))) for bucket in buckets]
-
-
-def in_shards(rows: pa.Table, rows_per_shard: int) -> list[pa.Table]:
-    """The rows of a table in slices."""
-    return [rows.slice(start, rows_per_shard) for start in range(0, len(rows), rows_per_shard)]
-
-
-def distinct_captions(clips: pa.Table) -> pa.Table:
-    """The clips' captions, each once, and the null prompt."""
-    captions = sorted({*clips["caption"].to_pylist(), NULL_PROMPT})
-    return pa.table({"caption_id": [caption_id(caption) for caption in captions], "caption": captions})
 
 
 def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: Row) -> None:
@@ -503,13 +544,18 @@ def encode_captions(config: CacheLatentsConfig, captions: pa.Table, provenance: 
 
 
 def in_actor_pool(
-    config: CacheLatentsConfig, stage: type, shards: list[pa.Table], provenance: Row, **settings: Any
+    config: CacheLatentsConfig,
+    stage: type,
+    shards: list[pa.Table],
+    provenance: Row,
+    num_shards_at_once: int = 1,
+    **settings: Any,
 ) -> Iterator[Row]:
     """Send rows through a stage, a shard at a time, and yield what it says of each."""
     if not shards:
         return
     # `from_arrow` looks at each table in a task of its own, on any machine, and would have machines started for that.
-    told = ray.data.from_blocks(shards).map_batches(
+    told = ray.data.from_blocks([in_one_row(shard) for shard in shards]).flat_map(
         stage,
         fn_constructor_kwargs={
             "base_model": config.base_model,
@@ -519,12 +565,21 @@ def in_actor_pool(
             "provenance": provenance,
             **settings,
         },
-        # Blocks as they are: a size would join small ones.
-        batch_size=None,
-        compute=ActorPoolStrategy(size=min(config.workers.num_workers, len(shards))),
+        compute=ActorPoolStrategy(
+            size=min(config.workers.num_workers, len(shards)),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=num_shards_at_once,
+            enable_true_multi_threading=num_shards_at_once > 1,
+        ),
         **config.workers.ray_options,
     )
     yield from told.iter_rows()
+
+
+def in_one_row(shard: pa.Table) -> pa.Table:
+    """A shard as a list of its rows, in one row: for GPUs, Ray Data takes only batches that join shards."""
+    rows = pa.concat_arrays(shard.to_struct_array().chunks)
+    return pa.table({"rows": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
 
 
 def record_failures(store: OutputStore, failures: list[Row]) -> None:
@@ -555,15 +610,10 @@ def is_failure(row: Row) -> bool:
     return bool(row["error_type"])
 
 
-def rows_per_bucket(store: OutputStore) -> dict[str, int]:
-    """Rows of the latents table by HEIGHTxWIDTHxFRAMES, the most frequent first."""
-    sizes = store.read_table(LATENTS, ["height_px", "width_px", "num_frames"]).to_pylist()
-    return dict(Counter(str(Bucket(**size)) for size in sizes).most_common())
-
-
 def summarise(store: OutputStore, texts: TableKind, max_failure_rate: float) -> Row:
     """Counts over the whole output, not only over what this run added; rows that are filtered do not count as rows."""
-    num_done, num_failed = store.num_rows(LATENTS), len(store.failures(LATENTS))
+    buckets, num_failed = rows_per_bucket(store), len(store.failures(LATENTS))
+    num_done = sum(buckets.values())
     filtered = Counter(store.read_table(FILTERED, ["filter"])["filter"].to_pylist())
     return {
         "num_rows": num_done + num_failed,
@@ -571,7 +621,7 @@ def summarise(store: OutputStore, texts: TableKind, max_failure_rate: float) -> 
         "num_failed": num_failed,
         "num_filtered": filtered.total(),
         "filtered_by": dict(sorted(filtered.items())),
-        "rows_per_bucket": rows_per_bucket(store),
+        "rows_per_bucket": buckets,
         "num_captions": store.num_rows(texts),
         "max_failure_rate": max_failure_rate,
         "latents": store.uri,

@@ -24,18 +24,21 @@ from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
 from simda.config import CONFIG_RULES, Adapter, AdapterUri, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.cost import time_left
 from simda.data.clip_plan import find_video
 from simda.data.edits import read_edits
 from simda.data.finished_rows import find_finished
 from simda.data.prompts import PromptRow
 from simda.data.schema import GENERATED, derived_id
 from simda.data.store import OutputStore
+from simda.data.uris import exists
 from simda.data.video_files import COMPARISONS_FOLDER
 from simda.errors import ConfigError
 from simda.evaluation.gallery import COLUMNS, write_gallery
 from simda.generation.guidance import Guidance
+from simda.generation.schedulers import check_scheduler
 from simda.generation.video_edit import num_skipped_levels
-from simda.models.adapter_state import adapter_identity, check_adapter
+from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, check_adapter, read_adapter_header
 from simda.models.autoencoder import Autoencoder, check_frame_size
 from simda.models.base_models import (
     autoencoder_architecture,
@@ -46,7 +49,7 @@ from simda.models.base_models import (
 )
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import library_versions, ray_session, run_command, with_progress
-from simda.stages.edit_videos import STAGE, EditVideos
+from simda.stages.edit_videos import STAGE, TUNED_FOLDER, EditVideos
 
 Row = dict[str, Any]
 
@@ -158,6 +161,11 @@ class EditConfig:
     video_timeout_s: float = Field(default=60.0, gt=0)
     """Time that reading a video may take."""
     workers: Workers = Workers()
+    expected_seconds_per_tuning: float | None = Field(default=None, gt=0)
+    """Seconds that a worker takes to tune on a clip, from elsewhere, for the estimate of `--dry-run` before any of
+    these clips is tuned on; changes nothing else."""
+    expected_seconds_per_video: float | None = Field(default=None, gt=0)
+    """The same for an edit, of a clip that is tuned on."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
     retry_failed: bool = False
@@ -205,7 +213,31 @@ def dry_run(config: EditConfig) -> Row:
         "num_clips_to_tune_on": len(work.groups) if config.tuning.num_steps else 0,
         "num_tuning_steps": len(work.groups) * config.tuning.num_steps,
         "workers": asdict(config.workers),
+        **edits_time_left(config, work),
         "resumes": work.resumes,
+    }
+
+
+def edits_time_left(config: EditConfig, work: Plan) -> Row:
+    """Seconds of tuning and of editing that are left, and what tells so."""
+    num_workers = min(config.workers.num_workers, max(1, len(work.groups)))
+    taken = work.store.read_table(GENERATED, ["seconds"])["seconds"].to_pylist()
+    num_edits, setting = sum(map(len, work.groups)), "expected_seconds_per_video"
+    editing = time_left(num_edits, taken, config.expected_seconds_per_video, num_workers, setting)
+    if not work.groups or not config.tuning.num_steps:
+        return editing
+    folders = {row["clip_key"]: work.store.uri_of(f"{TUNED_FOLDER}/{row['clip_key']}") for row in work.rows}
+    tuned = {key: folder for key, folder in folders.items() if exists(f"{folder}/{ADAPTER_FILE}")}
+    taken = [read_adapter_header(folder).provenance["tuning_seconds"] for folder in tuned.values()]
+    num_tunings, setting = (
+        sum(group[0]["clip_key"] not in tuned for group in work.groups),
+        "expected_seconds_per_tuning",
+    )
+    tuning = time_left(num_tunings, taken, config.expected_seconds_per_tuning, num_workers, setting)
+    seconds = [part["seconds_left"] for part in (tuning, editing)]
+    return {
+        "seconds_left": None if None in seconds else sum(seconds),
+        "estimated_from": f"tuning: {tuning['estimated_from']}; edits: {editing['estimated_from']}",
     }
 
 
@@ -246,10 +278,14 @@ def check_method(config: EditConfig) -> None:
     idle = {
         "inversion": not inverts and config.inversion != Inversion(),
         "inversion_free": inverts and config.inversion_free != InversionFree(),
+        "expected_seconds_per_tuning": not config.tuning.num_steps and config.expected_seconds_per_tuning is not None,
         "sampling.eta": not inverts and config.sampling.eta != 0,
     }
     if names := [name for name, is_idle in idle.items() if is_idle]:
-        raise ConfigError(f"{', '.join(names)}: no effect with method={config.method}; leave out, or change the method")
+        raise ConfigError(
+            f"{', '.join(names)}: no effect with method={config.method}, tuning.num_steps={config.tuning.num_steps}; "
+            "leave out, or change those"
+        )
 
 
 def read_rows(config: EditConfig) -> list[Row]:
@@ -286,6 +322,7 @@ def setting_faults(row: Row, config: EditConfig, vae: Autoencoder) -> Iterator[s
     """What a row asks for and cannot have."""
     try:
         check_frame_size(vae, row["height_px"], row["width_px"])
+        check_scheduler("ddim", row["num_inference_steps"])
         sampling = config.sampling
         Guidance(row["guidance_scale"], sampling.guidance_rescale, sampling.guidance_start, sampling.guidance_end)
     except ConfigError as error:

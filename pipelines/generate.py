@@ -35,6 +35,7 @@ from simda.config import (
     config_to_dict,
     config_to_yaml,
 )
+from simda.cost import time_left
 from simda.data.finished_rows import find_finished, standing_failures
 from simda.data.prompts import PromptRow, read_prompts
 from simda.data.schema import GENERATED
@@ -160,6 +161,8 @@ class GenerateConfig:
     """Decides the seeds of rows that have none."""
     num_videos_per_prompt: int = Field(default=1, ge=1)
     """Videos of each row, with seeds of their own; more may be asked for later, those that are there stay."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """Only the first so many rows of the list; more may be asked for later, and all by leaving it out."""
     prompt_column: str | None = None
     """Column of the prompts, where it is not called `prompt` (nor, as in known lists, `Prompt` or `prompt_en`)."""
     sampling: Sampling = Sampling()
@@ -174,6 +177,9 @@ class GenerateConfig:
     sharded: bool = False
     """Spread the files over 256 folders by their ids; for more than some ten thousand rows."""
     workers: Workers = Workers()
+    expected_seconds_per_video: float | None = Field(default=None, gt=0)
+    """Seconds that a worker takes for a video, from elsewhere, for the estimate of `--dry-run` before any of these is
+    done; changes nothing else."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
     retry_failed: bool = False
@@ -221,10 +227,20 @@ def dry_run(config: GenerateConfig) -> Row:
         "num_batches": len(work.groups),
         "num_network_evaluations": sum(row["num_frames"] * row["num_inference_steps"] for row in todo),
         "workers": asdict(config.workers),
-        # Only an earlier part of this run tells how fast its machines are.
-        "seconds_left": round(sum(taken) / len(taken) * len(todo) / config.workers.num_workers) if taken else None,
+        **time_left(
+            len(todo),
+            taken,
+            config.expected_seconds_per_video,
+            num_workers_of(config, work),
+            "expected_seconds_per_video",
+        ),
         "resumes": work.resumes,
     }
+
+
+def num_workers_of(config: GenerateConfig, work: Plan) -> int:
+    """As many as there are batches for."""
+    return min(config.workers.num_workers, len(work.groups))
 
 
 class Plan(NamedTuple):
@@ -279,7 +295,7 @@ def read_rows(config: GenerateConfig) -> list[Row]:
     rows = read_prompts(config.prompts, config.seed, config.num_videos_per_prompt, config.prompt_column, check)
     return [
         {"prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, **sampling_of(row, config.sampling)}
-        for row in rows
+        for row in rows[: None if config.max_prompts is None else config.max_prompts * config.num_videos_per_prompt]
     ]
 
 
@@ -389,7 +405,7 @@ def generate(config: GenerateConfig, work: Plan, num_rows: int) -> None:
             **{name: value for name, value in vars(config.speed).items() if name != "overlapped_writing"},
         },
         compute=ActorPoolStrategy(
-            size=min(config.workers.num_workers, len(groups)),
+            size=num_workers_of(config, work),
             max_tasks_in_flight_per_actor=2,
             max_concurrent_calls_per_actor=1 + config.speed.overlapped_writing,
             enable_true_multi_threading=config.speed.overlapped_writing,

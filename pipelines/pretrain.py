@@ -44,6 +44,7 @@ from simda.runtime import run_command
 from simda.sprites import world
 from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
 from simda.training import pretraining, upscaler_pretraining
+from simda.training.step import Precision, native_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -130,6 +131,8 @@ class PretrainConfig:
     """Decides the initial weights and every still."""
     num_threads: int = Field(default=2, ge=1)
     """CPU threads."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the denoiser is trained in; `auto` takes bf16 where the machine multiplies in it."""
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     text_encoder: TextEncoderTraining = TextEncoderTraining()
     denoiser: DenoiserTraining = DenoiserTraining()
@@ -236,6 +239,7 @@ def train_denoiser(
         learning_rate=config.denoiser.learning_rate,
         caption_dropout=config.denoiser.caption_dropout,
         timestep_shift=config.denoiser.timestep_shift,
+        precision=chosen_precision(config, vae.device),
         state_path=folder / "denoiser.pt",
         metrics_path=folder / "denoiser.jsonl",
     )
@@ -261,6 +265,7 @@ def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -
         num_steps=settings.num_steps,
         learning_rate=settings.learning_rate,
         caption_dropout=settings.caption_dropout,
+        precision=chosen_precision(config, device),
         state_path=folder / "upscaler.pt",
         metrics_path=folder / "upscaler.jsonl",
     )
@@ -285,6 +290,11 @@ def encode_pairs(config: PretrainConfig, vae: AutoencoderKL) -> tuple[Tensor, Te
         latents.append(encode_frames(vae, torch.from_numpy(pair.high)[None])[0].movedim(1, 0).cpu())
         captions += [pair.caption] * FRAMES_PER_CLIP
     return torch.cat(lows), torch.cat(latents), captions
+
+
+def chosen_precision(config: PretrainConfig, device: torch.device) -> Precision:
+    """What the denoiser is trained in on this device."""
+    return native_precision(device.type) if config.precision == "auto" else config.precision
 
 
 def round_to_half(model: Model) -> Model:

@@ -37,6 +37,8 @@ from simda.errors import ConfigError
 from simda.runtime import has_too_many_failures, run_command
 
 FOLDER = Path(__file__).resolve().parent
+EXPECTED = "expected_"
+"""How the names of settings begin that change nothing but an estimate."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -49,6 +51,9 @@ class Step:
     """Its YAML file, as after `--config`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Its `key=value` words, as a mapping; they override the file."""
+    expected_seconds: float | None = Field(default=None, ge=0)
+    """Seconds that it is expected to take with its workers, for the estimate of `--dry-run` while its inputs are not
+    there yet; changes nothing else."""
 
     @field_validator("pipeline")
     @classmethod
@@ -97,25 +102,34 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
     """Dry-run every step; the inputs of a step can be checked once the steps before it have written them."""
-    outputs = [settings["output"] for settings in check_settings(config)]
     checked: list[dict[str, Any]] = []
     unfinished: list[str] = []
-    for number, (step, output) in enumerate(zip(config.steps, outputs, strict=True), start=1):
+    for number, (step, settings) in enumerate(zip(config.steps, check_settings(config), strict=True), start=1):
+        finished = is_finished(settings["output"])
         announce(config, number, shlex.join([*command_of(step), "--dry-run"]))
         found = ask(step, "--dry-run")
         entry: dict[str, Any] = {"pipeline": step.pipeline, "checked": not found.returncode}
         if not found.returncode:
-            entry |= {"finished": is_finished(output), "summary": last_json(found.stdout)}
+            entry |= {"finished": finished, "summary": last_json(found.stdout)}
         elif unfinished:
             entry |= {"waits_for": list(unfinished), "reason": reason_of(found.stderr)}
+            entry |= {"summary": expectation(step, settings)}
             print(f"not checked before {', '.join(unfinished)} ran: {reason_of(found.stderr)}", file=sys.stderr)
         else:
             print(found.stderr, end="", file=sys.stderr)
             stop(config, found.returncode, [*checked, entry | {"exit_code": found.returncode}])
         checked.append(entry)
-        if not is_finished(output):
+        if not finished:
             unfinished.append(step.pipeline)
     return {"num_steps": len(config.steps), "num_checked": sum(e["checked"] for e in checked), "steps": checked}
+
+
+def expectation(step: Step, settings: dict[str, Any]) -> dict[str, Any]:
+    """What can be said of a step whose inputs are not there yet, in the words of its own dry run."""
+    if step.expected_seconds is None:
+        return {"seconds_left": None, "estimated_from": "nothing: expected_seconds of this step is not set"}
+    workers = settings.get("workers") or {"role": settings.get("role")}
+    return {"seconds_left": step.expected_seconds, "estimated_from": "expected_seconds", "workers": workers}
 
 
 def check_settings(config: RunConfig) -> list[dict[str, Any]]:
@@ -217,10 +231,17 @@ def finished_summary(settings: dict[str, Any]) -> Any:
     summary = store.read_manifest()
     if summary is None or not exists(store.uri_of(CONFIG_FILE)):
         return None
-    if yaml.safe_load(read_text(store.uri_of(CONFIG_FILE))) != settings:
+    # What was decided by itself is recorded as what it came to.
+    decided = {name: value for name, value in settings.items() if value == "auto"}
+    if deciding(yaml.safe_load(read_text(store.uri_of(CONFIG_FILE))) | decided) != deciding(settings):
         return None
     # A command that ended with too many failures has a complete output all the same; it is to say so again.
     return None if has_too_many_failures(summary) else summary
+
+
+def deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that only estimates of dry runs look at."""
+    return {name: value for name, value in settings.items() if not name.startswith(EXPECTED)}
 
 
 def last_json(text: str) -> Any:

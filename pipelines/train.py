@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import ray
@@ -20,6 +21,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.cost import no_estimate
 from simda.data.prompts import read_prompts
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
@@ -41,7 +43,8 @@ from simda.stages.sample_validation import watch_validation
 from simda.telemetry import TrainingTelemetry
 from simda.training.checkpoint import Checkpoints, FoundCheckpoint
 from simda.training.curves_plot import PLOT_FILE
-from simda.training.latent_clips import LatentClips
+from simda.training.experiment_tracker import check_mlflow, check_wandb, mlflow_run, wandb_run
+from simda.training.latent_clips import LatentClips, open_with_images
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
 from simda.training.step import native_precision
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
@@ -49,9 +52,9 @@ from simda.training.worker import Watch, run_workers
 
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
-    "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "workers", "max_worker_failures",
-    "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every", "license", "push_to_hub",
-    "validation_videos", "min_workers",
+    "latents", "output", "base_model", "num_accumulated", "gradient_checkpointing", "compiled", "peak_tflops",
+    "workers", "max_worker_failures", "checkpoint_every", "num_checkpoints_kept", "validate_every", "log_every",
+    "wandb", "mlflow", "license", "push_to_hub", "validation_videos", "min_workers", "expected_clips_per_s",
 )  # fmt: skip
 
 
@@ -81,15 +84,36 @@ class Optimizer:
         return self
 
 
+IMAGE_SHARE = 0.2
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Images:
+    """Still images among the clips: an image is a clip of one frame."""
+
+    latents: Uri | None = None
+    """Output directory of `cache_latents`, with the same models, of whose clips a random frame is an image; may be that
+    of the clips themselves. None by default."""
+    share: float = Field(default=IMAGE_SHARE, gt=0, lt=1)
+    """Share of the steps whose batch is of images; ours, the paper trains on clips alone."""
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        if self.latents is None and self.share != IMAGE_SHARE:
+            raise ValueError(f"share={self.share} has no effect without images.latents; set that, or leave it out")
+        return self
+
+
 @dataclass(frozen=True, config=CONFIG_RULES)
 class ValidationVideos:
-    """Videos of fixed prompts and seeds from the adapter as it is trained, in OUTPUT/validation, without a pause."""
+    """Videos of fixed prompts and seeds from the adapter as it is trained, in OUTPUT/validation, without a pause; of
+    the size and length of most clips."""
 
     prompts: Uri | None = None
     """List of prompts as `generate` reads it (prompt, prompt_id, seed); none by default."""
     every: int = Field(default=1000, ge=1)
     """Steps between them, a multiple of checkpoint_every; they are made after the last step too."""
-    num_inference_steps: int = Field(default=25, ge=1)
+    num_inference_steps: int = Field(default=25, ge=1, le=1000)
     """Denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=0)
     """Weight of the prompt."""
@@ -99,6 +123,38 @@ class ValidationVideos:
     """Logical CPUs that Ray sets aside for making them, beside the workers'."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs for the same; 0 makes them on a CPU."""
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Wandb:
+    """The curves on Weights & Biases too; needs the extra `wandb`."""
+
+    project: str | None = None
+    """Project of the run; none by default."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes to OUTPUT/wandb without network or account, for `wandb sync` later."""
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        if self.project is None and self.mode != "online":
+            raise ValueError(f"mode={self.mode} has no effect without wandb.project; set that, or leave it out")
+        return self
+
+
+@dataclass(frozen=True, config=CONFIG_RULES)
+class Mlflow:
+    """The curves on an MLflow server too; needs the extra `mlflow`. A login is taken from MLflow's own variables."""
+
+    experiment: str | None = None
+    """Experiment of the run, made if new; none by default."""
+    tracking_uri: str | None = None
+    """Address of the server, such as http://127.0.0.1:5000; that in MLFLOW_TRACKING_URI by default."""
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        if self.experiment is None and self.tracking_uri is not None:
+            raise ValueError("tracking_uri has no effect without mlflow.experiment; set that, or leave it out")
+        return self
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -112,8 +168,10 @@ class TrainConfig:
     base_model: ModelName = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The frozen model, text-to-image or x4 upscaler: `sprites`, `sprites_upscaler`, a diffusers directory or a hub
     name; the one that the latents were cached with."""
+    images: Images = Images()
     num_frames: int = Field(default=16, ge=1)
-    """Frames of a training clip; of longer clips a random span is taken at each visit."""
+    """Most frames of a training clip: of longer clips a random span is taken at each visit, shorter ones are taken
+    whole. A step's clips have one size and length, by the buckets that they were cached in."""
     num_steps: int = Field(default=10_000, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(default=4, ge=1)
@@ -141,11 +199,18 @@ class TrainConfig:
     `cache_latents`."""
     adapter: Adapter = Adapter()
     optimizer: Optimizer = Optimizer()
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and
-    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded."""
+    on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32; what it came to is recorded. fp16, with losses
+    scaled up, is for GPUs before 2020, which lack bfloat16."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: much less memory, about a third more time, the same result."""
+    compiled: bool = False
+    """Run the network through torch.compile: the same result within rounding, after a slow first step of each size and
+    length; needs a C++ compiler, on GPUs also Triton."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """TFLOP/s that a worker's device can do in this precision, without sparsity; metrics.jsonl has `mfu`, the share of
+    it that the model's operations took. By default that of a known GPU (bf16, fp16), or else no such figure."""
     workers: Workers = Workers()
     min_workers: int | None = Field(default=None, ge=1)
     """Fewest workers that it goes on with where there is no room for workers.num_workers, as when machines are taken
@@ -163,6 +228,11 @@ class TrainConfig:
     validation_videos: ValidationVideos = ValidationVideos()
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    wandb: Wandb = Wandb()
+    mlflow: Mlflow = Mlflow()
+    expected_clips_per_s: float | None = Field(default=None, gt=0)
+    """Training clips per second of all workers together, from elsewhere, for the estimate of `--dry-run` before a part
+    of this run is done; changes nothing else."""
     license: str | None = None
     """SPDX identifier for the adapter's model card; what the base model and the videos allow."""
     push_to_hub: str | None = None
@@ -175,6 +245,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
+    check_wandb(config.wandb.project)
+    check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
     prompts = validation_prompts(config)
     clips = open_latents(config)
     store = OutputStore(config.output)
@@ -186,8 +258,21 @@ def run(config: TrainConfig) -> dict[str, Any]:
     plan = make_plan(config, clips)
     announce(plan, config.workers, clips, Checkpoints(store).find() if goes_on else FoundCheckpoint(None))
     workers = config.workers
-    telemetry = TrainingTelemetry(config.batch_size, workers.num_workers, workers.device, record_metric)
-    with ray_session(workers.role), shown_progress(store, config.num_steps, telemetry.add):
+    telemetry = TrainingTelemetry(
+        config.batch_size,
+        workers.num_workers,
+        workers.device,
+        config.checkpoint_every,
+        bytes_of_checkpoint(config, count_parameters(plan)),
+        record_metric,
+    )
+    settings = config_to_dict(config)
+    with (
+        wandb_run(config.wandb.project, config.wandb.mode, store.uri, settings) as to_wandb,
+        mlflow_run(config.mlflow.experiment, config.mlflow.tracking_uri, store.uri, settings) as to_mlflow,
+        ray_session(workers.role),
+        shown_progress(store, config.num_steps, telemetry.add, to_wandb, to_mlflow),
+    ):
         checkpoint = run_workers(
             plan, workers, config.max_worker_failures, watch_of(config, clips, prompts), config.min_workers
         )
@@ -253,8 +338,14 @@ def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, An
 
 
 def with_precision(config: TrainConfig) -> TrainConfig:
-    """The same with `auto` decided, so that all that is recorded of a run says what it was."""
+    """The same with `auto` decided, so that all that is recorded of a run says what it was.
+
+    Raises:
+        ConfigError: fp16 on a CPU, which has no use for it.
+    """
     device = config.workers.device
+    if config.precision == "fp16" and device == "cpu":
+        raise ConfigError("precision=fp16 is for GPUs (workers.gpus_per_worker=1); on a CPU use bf16, or auto")
     return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
 
 
@@ -279,30 +370,47 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
+    check_wandb(config.wandb.project)
+    check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
     prompts = validation_prompts(config)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
     num_parameters = count_parameters(make_plan(config, clips))
-    # Weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each.
-    num_moments = 1 if config.optimizer.name == "muon" else 2
-    checkpoint_bytes = 4 * num_parameters * (2 + num_moments + bool(config.optimizer.ema_decay))
+    checkpoint_bytes = bytes_of_checkpoint(config, num_parameters)
     done = max((row["step"] for row in read_metrics(store)), default=0)
-    rates = [row["clips_per_s"] for row in read_metrics(store)[-1:]]
     return {
         "num_clips": clips.num_clips,
-        "clip_shape": list(clips.clip_shape),
+        "num_images": sum(clips.image_buckets.values()),
+        "clips_per_shape": {"x".join(map(str, shape)): number for shape, number in clips.buckets.items()},
         "num_parameters": num_parameters,
         "num_steps": config.num_steps,
         "num_validation_videos": len(prompts) * math.ceil(config.num_steps / config.validation_videos.every),
-        "num_epochs": round(config.num_steps * config.batch_size / clips.num_clips, 2),
+        "num_epochs": round(num_steps_of_clips(config) * config.batch_size / clips.num_clips, 2),
         "goes_on": goes_on,
         "workers": config_to_dict(config.workers),
         "clips_per_pass": config.batch_size // config.workers.num_workers // config.num_accumulated,
         "checkpoint_bytes": checkpoint_bytes,
         "output_bytes": checkpoint_bytes * config.num_checkpoints_kept + 4 * num_parameters,
-        # Only an earlier part of this run tells how fast this machine is.
-        "seconds_left": round((config.num_steps - done) * config.batch_size / rates[0]) if rates else None,
+        **training_time_left(config, done, [row["clips_per_s"] for row in read_metrics(store)]),
+    }
+
+
+def bytes_of_checkpoint(config: TrainConfig, num_parameters: int) -> int:
+    """Weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each."""
+    num_moments = 1 if config.optimizer.name == "muon" else 2
+    return 4 * num_parameters * (2 + num_moments + bool(config.optimizer.ema_decay))
+
+
+def training_time_left(config: TrainConfig, num_steps_done: int, rates: list[float]) -> dict[str, Any]:
+    """Seconds to the last step, and what tells so: the run's latest rate in clips per second, or the expected one."""
+    rate = rates[-1] if rates else config.expected_clips_per_s
+    if rate is None:
+        return {"seconds_left": None, "estimated_from": no_estimate("expected_clips_per_s")}
+    source = "the latest line of metrics.jsonl" if rates else "expected_clips_per_s"
+    return {
+        "seconds_left": round((config.num_steps - num_steps_done) * config.batch_size / rate),
+        "estimated_from": source,
     }
 
 
@@ -313,18 +421,26 @@ def open_latents(config: TrainConfig) -> LatentClips:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
     check_shares(config)
-    needs_low_res = highest_noise_level(config) is not None
-    clips = LatentClips(
-        config.latents,
-        config.num_frames,
-        config.seed,
-        config.num_validation_clips,
-        needs_low_res,
-        config.sample_posterior,
+    open_table = partial(
+        LatentClips,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        needs_low_res=highest_noise_level(config) is not None,
+        needs_spread=config.sample_posterior,
+    )
+    images = config.images
+    clips = open_with_images(
+        open_table, config.latents, config.num_frames, config.num_validation_clips, images.latents, images.share
     )
     cached_with = {part: clips.provenance.get(part, {}).get("identity") for part in ("vae", "text_encoder")}
     check_provenance(cached_with, identify_models(config.base_model), f"latents={config.latents}")
     return clips
+
+
+def num_steps_of_clips(config: TrainConfig) -> int:
+    """Steps of the run that are not of images."""
+    share = config.images.share if config.images.latents else 0.0
+    return config.num_steps - math.floor(config.num_steps * share)
 
 
 def check_shares(config: TrainConfig) -> None:
@@ -369,6 +485,8 @@ def identify_models(base_model: str) -> dict[str, str]:
 def run_key(config: TrainConfig, clips: LatentClips) -> dict[str, Any]:
     """Everything that decides the adapter."""
     settings = {name: value for name, value in config_to_dict(config).items() if name not in CARRYING_OUT}
+    # Which images there are is part of the data; runs without any stay what they are.
+    settings |= {"images": {"share": config.images.share}} if settings.pop("images")["latents"] else {}
     models = {"unet": unet_identity(config.base_model), **identify_models(config.base_model)}
     return {"command": "train", "models": models, "data": clips.identity(), **settings}
 
@@ -380,6 +498,8 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         output=config.output,
         base_model=config.base_model,
         adapter=AdapterConfig(**asdict(config.adapter)),
+        images=config.images.latents,
+        image_share=config.images.share,
         num_frames=config.num_frames,
         num_steps=config.num_steps,
         batch_size=config.batch_size,
@@ -404,6 +524,8 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         max_grad_norm=config.optimizer.max_grad_norm,
         precision=config.precision,
         gradient_checkpointing=config.gradient_checkpointing,
+        compiled=config.compiled,
+        peak_tflops=config.peak_tflops,
         num_threads=config.workers.threads_per_worker,
         num_validation_clips=config.num_validation_clips,
         validate_every=config.validate_every,
@@ -418,10 +540,12 @@ def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, found: Fo
     """Say what is going to happen, since workers take a while to start."""
     for fault in found.faults:
         print(f"left out: {fault}", file=sys.stderr)
+    shapes = ", ".join(f"{number} clips of {'x'.join(map(str, shape))}" for shape, number in clips.buckets.items())
+    num_images = sum(clips.image_buckets.values())
+    images = f", {plan.image_share:.0%} of them of images from {num_images} clips" if plan.images else ""
     print(
         f"{f'going on from {found.name}' if found.name else 'training'}: {count_parameters(plan):,} parameters, "
-        f"{plan.num_steps} steps of {plan.batch_size} from {clips.num_clips} clips of "
-        f"{'x'.join(map(str, clips.clip_shape))}; starting {workers.num_workers} workers",
+        f"{plan.num_steps} steps of {plan.batch_size} from {shapes}{images}; starting {workers.num_workers} workers",
         file=sys.stderr,
         flush=True,
     )

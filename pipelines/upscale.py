@@ -30,6 +30,7 @@ from simda.config import (
     config_to_dict,
     config_to_yaml,
 )
+from simda.cost import time_left
 from simda.data.finished_rows import find_finished, standing_failures
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
@@ -120,6 +121,9 @@ class UpscaleConfig:
     video_timeout_s: float = Field(default=60.0, gt=0)
     """Time that reading a video may take."""
     workers: Workers = Workers()
+    expected_seconds_per_video: float | None = Field(default=None, gt=0)
+    """Seconds that a worker takes for a video, from elsewhere, for the estimate of `--dry-run` before any of these is
+    done; changes nothing else."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """Share of failed rows above which the command ends with exit code 3."""
     retry_failed: bool = False
@@ -160,12 +164,20 @@ def run(config: UpscaleConfig) -> Row:
 def dry_run(config: UpscaleConfig) -> Row:
     """Check the videos and the models, and count what would be upscaled."""
     work = plan(config)
+    taken = work.store.read_table(GENERATED, ["seconds"])["seconds"].to_pylist()
     return {
         "num_rows": len(work.rows),
         "num_to_upscale": len(work.todo),
         "num_without_prompt": sum(not row["prompt"] for row in work.rows),
         "stages": ["UpscaleVideos"],
         "workers": asdict(config.workers),
+        **time_left(
+            len(work.todo),
+            taken,
+            config.expected_seconds_per_video,
+            config.workers.num_workers,
+            "expected_seconds_per_video",
+        ),
         "resumes": work.resumes,
     }
 

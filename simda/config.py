@@ -48,6 +48,8 @@ def absolute_uri(uri: str) -> str:
 
 EMBEDDED_MODELS = ("sprites", "sprites_upscaler")
 """Names of the base models that come with the package; a directory of the same name is written as ./NAME."""
+EMBEDDED_ADAPTERS = ("sprites",)
+"""Names of the adapters that come with the package, each for the base model of its name."""
 
 
 def absolute_model(name: str) -> str:
@@ -57,7 +59,9 @@ def absolute_model(name: str) -> str:
 
 
 def absolute_adapter(name: str) -> str:
-    """As `absolute_uri`; but OWNER/NAME is a name on the hub where there is no such directory."""
+    """As `absolute_uri`; embedded ones as they are, and OWNER/NAME too where there is no such directory."""
+    if name in EMBEDDED_ADAPTERS:
+        return name
     path = absolute_uri(name)
     return name if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(path).exists() else path
 
@@ -69,8 +73,8 @@ ModelName = Annotated[str, AfterValidator(absolute_model)]
 AdapterUri = Annotated[
     str | None, BeforeValidator(lambda uri: None if uri in (None, "none") else absolute_adapter(str(uri)))
 ]
-"""A setting that names the `adapter` directory that `train` wrote, local or s3://, or an adapter on the hub, as
-OWNER/NAME; `none` is the base model alone."""
+"""A setting that names the `adapter` directory that `train` wrote, local or s3://, an embedded adapter, or one on the
+hub, as OWNER/NAME; `none` is the base model alone."""
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
 ExtraFile = Literal["lossless", "gif", "frames", "latents"]

@@ -7,7 +7,7 @@ are is estimated where the work is known, in the commands; here they become mach
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,55 @@ def workers_on(machine: MachinePrice, workers: Workers, name: str) -> int:
     return int(min(there / each for there, each in asked.values() if each))
 
 
+def time_left(
+    num_left: int, taken_s: Sequence[float], expected_s: float | None, num_workers: int, setting: str
+) -> dict[str, Any]:
+    """How long workers need for the rows that are left, and what tells so: parts of a dry run's summary.
+
+    Args:
+        taken_s: seconds of a worker for each of the run's rows that are done; they tell best.
+        expected_s: what a row is expected to take where none is done yet, if the user says so.
+        setting: by which.
+    """
+    if not num_left:
+        return {"seconds_left": 0, "estimated_from": "nothing is left"}
+    if taken_s:
+        each, source = sum(taken_s) / len(taken_s), f"the {len(taken_s)} rows of this output"
+    elif expected_s is not None:
+        each, source = expected_s, setting
+    else:
+        return {"seconds_left": None, "estimated_from": no_estimate(setting)}
+    return {"seconds_left": round(each * num_left / min(num_workers, num_left)), "estimated_from": source}
+
+
+def no_estimate(setting: str) -> str:
+    """Why there is none, and what to do about it; a setting of the command would make one."""
+    return f"nothing: no part of this run is done yet, and {setting} is not set"
+
+
 def cost_of(summary: Mapping[str, Any], prices: PriceTable) -> dict[str, Any] | None:
     """What the work in the summary of a dry run costs, by its `seconds_left` and `workers`; None where it has not both.
+
+    Of a chain of steps, the sum; steps that have no estimate are named, as the sum is without them.
 
     Raises:
         ConfigError: as `estimate_cost`.
     """
+    if "steps" in summary:
+        costs = [cost_of(step.get("summary") or {}, prices) for step in summary["steps"]]
+        known = [cost for cost in costs if cost is not None]
+        return {
+            # Nothing known is not nothing to pay.
+            **{
+                name: round(sum(cost[name] for cost in known), 2) if known else None
+                for name in ("machine_hours", "price")
+            },
+            "currency": prices.currency,
+            "steps": costs,
+            "without_estimate": [
+                step["pipeline"] for step, cost in zip(summary["steps"], costs, strict=True) if cost is None
+            ],
+        }
     if summary.get("seconds_left") is None or "workers" not in summary:
         return None
     return estimate_cost(prices, Workers(**summary["workers"]), summary["seconds_left"]).figures()

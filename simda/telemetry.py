@@ -34,7 +34,7 @@ QUEUE_WAIT = Metric(
 DEVICE_TIME = Metric(
     "simda_device_seconds_total", "counter", "Time that models kept their devices busy; device=cuda: GPUs", ("device",)
 )
-BYTES = Metric("simda_bytes_total", "counter", "Bytes of latents or videos that a stage wrote")
+BYTES = Metric("simda_bytes_total", "counter", "Bytes of latents, videos or checkpoints that a stage wrote")
 LOSS = Metric("simda_loss", "gauge", "Training loss, as in metrics.jsonl")
 STEP = Metric("simda_step", "gauge", "Optimiser steps done")
 DATA_WAIT = Metric("simda_data_wait_ratio", "gauge", "Share of training time that was spent waiting for clips")
@@ -110,10 +110,21 @@ class TrainingTelemetry:
         batch_size: clips per step.
         num_workers: of the run.
         device: theirs.
+        checkpoint_every: steps from one checkpoint to the next.
+        checkpoint_bytes: of each.
     """
 
-    def __init__(self, batch_size: int, num_workers: int, device: str, record: Record) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        num_workers: int,
+        device: str,
+        checkpoint_every: int,
+        checkpoint_bytes: int,
+        record: Record,
+    ) -> None:
         self._labels, self._record = {"stage": "train"}, record
+        self._checkpoint_every, self._checkpoint_bytes = checkpoint_every, checkpoint_bytes
         self._batch_size, self._num_workers, self._device = batch_size, num_workers, device
         self._asked_s = time.monotonic()
         self._last: Row | None = None
@@ -130,6 +141,8 @@ class TrainingTelemetry:
             self._record(ROWS, (line["step"] - last["step"]) * self._batch_size, {**self._labels, "outcome": "done"})
             busy_s = max(0.0, seconds - waited) * self._num_workers
             self._record(DEVICE_TIME, busy_s, {**self._labels, "device": self._device})
+            num_checkpoints = line["step"] // self._checkpoint_every - last["step"] // self._checkpoint_every
+            self._record(BYTES, num_checkpoints * self._checkpoint_bytes, self._labels)
         self._last = line
         self._record(ROW_RATE, line["clips_per_s"], self._labels)
         self._record(STEP, line["step"], self._labels)

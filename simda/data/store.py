@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from simda.data import run_lock
-from simda.data.schema import FAILURES, LIBRARIES, TableKind, describe_differences, read_provenance
+from simda.data.schema import FAILURES, LIBRARIES, TableKind, build_table, describe_differences, read_provenance
 from simda.data.uris import TEMPORARY_PREFIX, get_info, is_local, join_uri, open_uri, patiently, read_bytes, write_bytes
 from simda.errors import ConfigError, InputError, ModelMismatchError
 
@@ -202,13 +202,18 @@ class OutputStore:
         """Rows of the table, each counted once."""
         return len(self.ids(kind))
 
-    def without_written(self, kind: TableKind, plan: pa.Table, plan_column: str | None = None) -> pa.Table:
+    def without_written(
+        self, kind: TableKind, plan: pa.Table, plan_column: str | None = None, column: str | None = None
+    ) -> pa.Table:
         """The rows of `plan` whose id the table does not have; ids stay in Arrow memory, so millions are no trouble.
 
         Args:
             plan_column: the column of `plan` with the ids, if it is not named as in the table.
+            column: of the table, to compare by another one than its id.
         """
-        column = kind.id_column
+        column = column or kind.id_column
+        if not len(plan):
+            return plan
         chunks = [chunk for table in self._read_shards(kind, [column]) for chunk in table[column].chunks]
         written = pa.chunked_array(chunks, type=pa.string())
         return plan.filter(pc.invert(pc.is_in(plan[plan_column or column], value_set=written)))
@@ -245,6 +250,16 @@ class OutputStore:
         for name in self.shard_names(FAILURES):
             self.delete_file(name)
         return forgotten
+
+    def forget_failures(self, ids: pa.Array | pa.ChunkedArray) -> None:
+        """Take rows out of the failures table."""
+        names, failures = self.shard_names(FAILURES), self.read_table(FAILURES)
+        kept = failures.filter(pc.invert(pc.is_in(failures["id"], value_set=ids)))
+        if len(kept) == len(failures):
+            return
+        written = self.write_shard(FAILURES, build_table(FAILURES, kept.to_pylist(), {})) if len(kept) else []
+        for name in set(names) - set(written):
+            self.delete_file(name)
 
     # Files
 

@@ -10,7 +10,8 @@ import ast
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from simda.data.uris import is_local, join_uri, open_uri
 from simda.errors import ConfigError, InputError
 
 MAX_FAULTS_SHOWN = 50
+NUM_LOOKERS, NAMES_AT_ONCE = 32, 4096
+"""Requests at once to an object store for what is known of the videos, and how many of them wait in memory."""
 OTHER_LISTS = (".txt", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".gz", ".zip")
 
 COLUMN = re.compile(r"\{([^}]+)\}")
@@ -134,7 +137,7 @@ def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> 
             faults.append((f"{uri} {where}", str(error)))
         else:
             spans[name] += found
-    sources = {name: find_video(name) for name in spans}
+    sources = dict(zip(spans, _find_videos(list(spans)), strict=True))
     if sources and all(source.version == MISSING for source in sources.values()):
         raise InputError(
             f"{uri}: not one of the {len(sources)} videos that it names is there; the first would be "
@@ -149,6 +152,16 @@ def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> 
     merged = {source: _merge(found) for source, found in by_uri.items()} if layout.caption_column else None
     videos = sorted(set(sources.values()), key=lambda source: source.uri)
     return VideoTable(tuple(videos), merged, tuple(faults))
+
+
+def _find_videos(names: Sequence[str]) -> Iterator[VideoSource]:
+    """As `find_video`, of many; object stores, which answer slowly, are asked for several at once."""
+    if all(map(is_local, names)):
+        yield from map(find_video, names)
+        return
+    with ThreadPoolExecutor(NUM_LOOKERS) as pool:
+        for start in range(0, len(names), NAMES_AT_ONCE):
+            yield from pool.map(find_video, names[start : start + NAMES_AT_ONCE])
 
 
 def _check_columns(uri: str, columns: Sequence[str], layout: TableLayout) -> None:

@@ -31,6 +31,8 @@ SCHEDULERS: dict[SchedulerName, type] = {
 }
 SHIFTED = ("ddpm", "dpm++", "euler")
 """Those that take timesteps of a caller's choice."""
+MAX_STEPS = 1000
+"""Timesteps of Stable Diffusion's noise schedule."""
 MAX_LCM_STEPS = 50
 """LCM picks its timesteps among as many as its models were distilled on."""
 
@@ -77,6 +79,8 @@ def check_scheduler(name: str, num_inference_steps: int = 1, eta: float = 0.0, t
             f"timestep_shift={timestep_shift}: {SCHEDULERS[name].__name__} chooses its own timesteps; use "
             f"scheduler={', '.join(SHIFTED)}, or timestep_shift=1"
         )
+    if num_inference_steps > MAX_STEPS:
+        raise ConfigError(f"num_inference_steps={num_inference_steps}; the noise schedule has {MAX_STEPS} timesteps")
     if name == "lcm" and num_inference_steps > MAX_LCM_STEPS:
         raise ConfigError(
             f"num_inference_steps={num_inference_steps}: lcm has at most {MAX_LCM_STEPS}; its models need 4 to 8"

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from simda.config import EMBEDDED_ADAPTERS
 from simda.data.uris import exists, join_uri, local_copy, write_bytes
 from simda.errors import InputError, ModelMismatchError
 from simda.models.adapter_hub import HUB_NAME, download_adapter
@@ -28,6 +30,8 @@ from simda.models.video_unet import AdapterConfig, adapter_parameters, has_adapt
 ADAPTER_FILE = "adapter.safetensors"
 FORMAT = "simda-adapter"
 FORMAT_VERSION = "1"
+EMBEDDED = {name: Path(__file__).parents[1] / name / "weights" / "adapter" for name in EMBEDDED_ADAPTERS}
+"""Directories of the adapters that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def read_adapter_header(adapter: str) -> AdapterHeader:
     """The header of an adapter, without its weights.
 
     Args:
-        adapter: its directory or file, local or `s3://`, or its name on the hub.
+        adapter: its directory or file, local or `s3://`, the name of an embedded one, or its name on the hub.
 
     Raises:
         InputError: missing, damaged, or not an adapter of this project in a version that is known here.
@@ -186,9 +190,14 @@ def count_adapter_parameters(adapter: str) -> int:
 
 
 def _file_uri(adapter: str) -> str:
+    if adapter in EMBEDDED:
+        return str(EMBEDDED[adapter] / ADAPTER_FILE)
     uri = adapter if adapter.endswith(".safetensors") else join_uri(adapter, ADAPTER_FILE)
     if exists(uri):
         return uri
     if HUB_NAME.fullmatch(adapter):
         return download_adapter(adapter, ADAPTER_FILE)
-    raise InputError(f"adapter={adapter}: there is no {uri}; give the `adapter` directory that `train` wrote")
+    raise InputError(
+        f"adapter={adapter}: there is no {uri}; give the `adapter` directory that `train` wrote, "
+        f"or an embedded adapter: {', '.join(EMBEDDED)}"
+    )

@@ -43,3 +43,20 @@ def text_attention(
     for layer in attention.to_out:
         mixed = layer(mixed)
     return mixed
+
+
+class AttendProcessor:
+    """diffusers' attention processor for stock attention without masks or norms of its own, by `attend`."""
+
+    def __call__(
+        self,
+        attention: Attention,
+        hidden_states: Float[Tensor, "b n d"],
+        encoder_hidden_states: Float[Tensor, "b m e"] | None = None,
+        attention_mask: None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Self-attention, or cross-attention where `encoder_hidden_states` are given."""
+        if attention_mask is not None:
+            raise ValueError("attention_mask: not supported here; use diffusers' own processor")
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return text_attention(attention, hidden_states, context)

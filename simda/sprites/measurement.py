@@ -54,6 +54,21 @@ class Measurement:
     consistency: float
 
 
+@dataclass(frozen=True)
+class Tracks:
+    """How a clip's sprites move.
+
+    Attributes:
+        rates: per frame of x, y, size and angle, [4], in `UNIT_RATES`.
+        residuals: how far x, y (px) and size (share of its mean) stray from straight tracks, [n, 3].
+        coherence: how well the turn explains the angles, 0..1.
+    """
+
+    rates: Floats
+    residuals: Floats
+    coherence: float
+
+
 def measure_frames(frames: Frames) -> Measurement:
     """Measure a decoded video; one frame is a still, without motion.
 
@@ -63,7 +78,7 @@ def measure_frames(frames: Frames) -> Measurement:
     Raises:
         InputError: `frames` is of another shape or type.
     """
-    background, sprites = segment(_to_world_size(frames))
+    background, sprites = segment(to_world_size(frames))
     if sprites is None or len(sprites.times) < MIN_VISIBLE_SHARE * len(frames):
         return Measurement(None, None, background, None, 0.0)
     likeness = match_shapes(sprites.silhouettes)
@@ -91,29 +106,33 @@ def measure_motion(sprites: Sprites, shape: str, likeness: Floats) -> tuple[str 
     """
     if len(sprites.times) < 2:
         return None, np.ones(len(sprites.times), bool)
+    tracks = fit_tracks(sprites, shape, likeness)
+    rates, residuals = tracks.rates, tracks.residuals
+    second, first = np.argsort(np.abs(rates))[-2:]
+    moves = abs(rates[first]) >= 1
+    allowed = STRAY.copy()
+    if moves and first < len(STRAY):
+        share = STRAY_SHARE * abs(rates[first]) * np.ptp(sprites.times) * UNIT_RATES[:-1]
+        allowed = np.maximum(STRAY, share)
+        allowed[first] = share[first]
+    on_track: NDArray[np.bool_] = np.all(np.abs(residuals) <= 2 * allowed, axis=1)
+    is_steady = (np.sqrt((residuals**2).mean(axis=0)) <= allowed).all()
+    is_clear = not moves or abs(rates[first]) >= DOMINANCE * abs(rates[second])
+    # A travelling or growing sprite may wobble; one that stands still or spins may not turn to and fro.
+    turns_steadily = tracks.coherence >= MIN_SPIN_COHERENCE or (moves and first < len(STRAY))
+    if not (is_steady and is_clear and turns_steadily):
+        return None, on_track
+    return _motion_name(int(first), float(rates[first])), on_track
+
+
+def fit_tracks(sprites: Sprites, shape: str, likeness: Floats) -> Tracks:
+    """Straight tracks of x, y and size over at least two sprites, and their steady turn; arguments as above."""
     size = np.sqrt(sprites.areas_px)
     values = np.column_stack([sprites.centres_px, size / size.mean()])
     time = (sprites.times - sprites.times.mean())[:, None]
     slopes = (time * values).sum(axis=0) / (time**2).sum()
-    residuals = values - values.mean(axis=0) - time * slopes
     spin, coherence = fit_spin(sprites.times, shape, likeness)
-
-    rates = np.append(slopes, spin) / UNIT_RATES
-    second, first = np.argsort(np.abs(rates))[-2:]
-    moves = abs(rates[first]) >= 1
-    allowed = STRAY.copy()
-    if moves and first < len(slopes):
-        share = STRAY_SHARE * abs(rates[first]) * np.ptp(sprites.times) * UNIT_RATES[:-1]
-        allowed = np.maximum(STRAY, share)
-        allowed[first] = share[first]
-    on_track = (np.abs(residuals) <= 2 * allowed).all(axis=1)
-    is_steady = (np.sqrt((residuals**2).mean(axis=0)) <= allowed).all()
-    is_clear = not moves or abs(rates[first]) >= DOMINANCE * abs(rates[second])
-    # A travelling or growing sprite may wobble; one that stands still or spins may not turn to and fro.
-    turns_steadily = coherence >= MIN_SPIN_COHERENCE or (moves and first < len(slopes))
-    if not (is_steady and is_clear and turns_steadily):
-        return None, on_track
-    return _motion_name(int(first), float(rates[first])), on_track
+    return Tracks(np.append(slopes, spin) / UNIT_RATES, values - values.mean(axis=0) - time * slopes, coherence)
 
 
 def fit_spin(times: NDArray[np.int_], shape: str, likeness: Floats) -> tuple[float, float]:
@@ -134,6 +153,19 @@ def fit_spin(times: NDArray[np.int_], shape: str, likeness: Floats) -> tuple[flo
     coherence = np.abs(waves @ harmonic) / max(float(np.abs(harmonic).sum()), 1e-6)
     best = int(coherence.argmax())
     return float(turns[best]), float(coherence[best])
+
+
+def to_world_size(frames: Frames) -> Floats:
+    """Frames as float32 [f, 64, 64, 3]; larger ones (an upscaled video) are averaged down."""
+    factor = frames.shape[1] // SIZE_PX if frames.ndim == 4 else 0
+    side = factor * SIZE_PX
+    if frames.dtype != np.uint8 or factor == 0 or frames.shape != (len(frames), side, side, 3) or len(frames) == 0:
+        raise InputError(
+            f"frames are {frames.dtype} {list(frames.shape)}: the sprites judge takes uint8 "
+            f"[frames, {SIZE_PX}, {SIZE_PX}, 3] or a whole multiple of that size"
+        )
+    blocks = frames.reshape(len(frames), SIZE_PX, factor, SIZE_PX, factor, 3)
+    return blocks.mean(axis=(2, 4), dtype=np.float32)
 
 
 def _motion_name(index: int, rate: float) -> str:
@@ -160,16 +192,3 @@ def _templates(shape: str) -> Floats:
         coverage = np.stack([sprite_coverage(shape, dx, dy, radius, angle) for angle in angles])
         sizes.append(normalised_silhouettes(coverage, centres_of_mass(coverage)).T)
     return np.stack(sizes)
-
-
-def _to_world_size(frames: Frames) -> Floats:
-    """Frames as float32 [f, 64, 64, 3]; larger ones (an upscaled video) are averaged down."""
-    factor = frames.shape[1] // SIZE_PX if frames.ndim == 4 else 0
-    side = factor * SIZE_PX
-    if frames.dtype != np.uint8 or factor == 0 or frames.shape != (len(frames), side, side, 3) or len(frames) == 0:
-        raise InputError(
-            f"frames are {frames.dtype} {list(frames.shape)}: the sprites judge takes uint8 "
-            f"[frames, {SIZE_PX}, {SIZE_PX}, 3] or a whole multiple of that size"
-        )
-    blocks = frames.reshape(len(frames), SIZE_PX, factor, SIZE_PX, factor, 3)
-    return blocks.mean(axis=(2, 4), dtype=np.float32)

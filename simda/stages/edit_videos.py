@@ -18,7 +18,7 @@ from simda.data.decoder_process import DecoderProcess
 from simda.data.schema import FAILURES, GENERATED, build_table
 from simda.data.store import OutputStore
 from simda.data.uris import exists
-from simda.data.video_files import VideoFiles
+from simda.data.video_files import COMPARISONS_FOLDER, VideoFiles
 from simda.data.video_index import SAME_TIME_S
 from simda.data.video_io import probe, read_frames
 from simda.errors import VideoError
@@ -27,6 +27,7 @@ from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, load_adap
 from simda.models.autoencoder import decode_latents
 from simda.models.video_unet import AdapterConfig, adapter_parameters
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "edit_videos"
 TUNED_FOLDER = "tuned"
@@ -61,7 +62,8 @@ class EditVideos:
 
     Reads: rows, the group: prompt_id, prompt, source_prompt, negative_prompt, video, seed, attempt, num_inference_steps
     and guidance_scale of each; and in common clip_key, start_s, stride, num_frames, height_px, width_px.
-    Writes: per row, prompt_id and error_type ("" when the video is written).
+    Writes: per row, prompt_id, error_type ("" when the video is written), and the columns of `telemetry.Effort`, the
+        time for the clip with its first row.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class EditVideos:
         video_timeout_s: float = 60.0,
     ) -> None:
         torch.set_num_threads(threads)
-        self.pipeline = VideoEditPipeline.from_pretrained(base_model, adapter).to(device)
+        self.pipeline, self.device = VideoEditPipeline.from_pretrained(base_model, adapter).to(device), device
         self.pipeline.set_progress_bar_config(disable=True)
         if adapter is None:
             self.pipeline.insert_adapters(AdapterConfig(**fresh_adapter), tuning["seed"])
@@ -97,10 +99,11 @@ class EditVideos:
         self.store = OutputStore(output)
         self.files = VideoFiles(self.store, sharded=sharded)
         self.reader = DecoderProcess(video_timeout_s)
+        self.model_s = 0.0
 
     def __call__(self, group: Row) -> list[Row]:
         """Write the edits of a clip."""
-        rows = list(group["rows"])
+        rows, began_s, self.model_s = list(group["rows"]), time.time(), 0.0
         clip, unusable = attempt_row(rows[0]["prompt_id"], STAGE, 1, partial(self.prepare, rows[0]))
         results = []
         for row in rows:
@@ -111,8 +114,17 @@ class EditVideos:
                 self.store.write_shard(GENERATED, build_table(GENERATED, [record], self.provenance))
             if failure:
                 self.store.write_shard(FAILURES, build_table(FAILURES, [failure], {}))
-            results.append({"prompt_id": row["prompt_id"], "error_type": failure["error_type"] if failure else ""})
+            num_bytes = self.written_bytes(record) if record else 0
+            effort = Effort(began_s, self.device, self.model_s, num_bytes)
+            error_type = failure["error_type"] if failure else ""
+            results.append({"prompt_id": row["prompt_id"], "error_type": error_type} | effort.columns())
+            began_s, self.model_s = time.time(), 0.0
         return results
+
+    def written_bytes(self, record: Row) -> int:
+        """Of the videos of a row: the edit, and it beside its source."""
+        names = (record["video_uri"], self.files.name_of(COMPARISONS_FOLDER, record["prompt_id"], ".mp4"))
+        return sum(map(self.store.size_of, names))
 
     def prepare(self, row: Row) -> SourceClip:
         """Read the clip and tune on it, or take the adapter that was tuned on it before.
@@ -131,8 +143,11 @@ class EditVideos:
             )
         times_s = clip_times(row["start_s"], fps, row["num_frames"])
         frames, _ = self.reader.call(read_frames, row["video"], times_s, row["height_px"], row["width_px"])
+        read = time.monotonic()
         latents = self.pipeline.encode(frames)
-        return SourceClip(frames, fps, latents, self.tuned_on(latents, row))
+        clip = SourceClip(frames, fps, latents, self.tuned_on(latents, row))
+        self.model_s += time.monotonic() - read
+        return clip
 
     def tuned_on(self, latents: Tensor, row: Row) -> str | None:
         """Leave the model with adapters tuned on a clip; their identity."""
@@ -163,6 +178,7 @@ class EditVideos:
         latents = self.led(row, clip) if self.method == "inversion_free" else self.sampled_from_noise(row, clip)
         frames = decode_latents(self.pipeline.vae, latents)[0]
         pixels = (frames * 255).round().to(torch.uint8).cpu().numpy()
+        self.model_s += time.monotonic() - started
         record = {
             **{name: row[name] for name in ("prompt_id", "prompt", "source_prompt", "negative_prompt", "seed")},
             **{name: row[name] for name in ("num_inference_steps", "guidance_scale", "num_frames")},

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,23 +37,24 @@ Row = dict[str, Any]
 
 
 class EncodeClips:
-    """Decode, encode and write a batch of clips as one shard; frames never leave this process.
+    """Decode, encode and write the clips of a shard; frames never leave this process.
 
-    Clips are decoded in a thread while the model encodes the ones before them; a batch is small enough that all of its
-    frames may lie in memory. Videos are read by a process of their own, which is killed when it hangs. A clip that
-    fails is a row of the failures table; one whose frames do not pass the filter is a row of the filtered table, and
-    the model never sees it. Of some clips, chosen by their ids alone, what the cached latents decode to is written
-    beside the frames.
+    Clips are decoded while the model encodes the ones before them; a shard is small enough that all of its frames may
+    lie in memory. Called from several threads, the clips of the next shard are decoded while this one is encoded and
+    written. Videos are read by processes of their own, which are killed when they hang. A clip that fails is a row of
+    the failures table; one whose frames do not pass the filter is a row of the filtered table, and the model never sees
+    it. Of some clips, chosen by their ids alone, what the cached latents decode to is written beside the frames.
 
     Args:
         keep_spread: whether rows also hold the posterior's spread.
         autoencoder: directory of the autoencoder to use in place of the base model's.
         crops: `min_side` and `may_mirror` of `variant_crop`; None where clips have no variants.
         keeps_low_res: whether rows also hold the frames in low resolution.
+        num_decoders: processes that read videos, a clip each at a time.
 
-    Reads: the columns of `data.clip_plan.Clip`, size_bytes and version of the video's file, and attempt.
-    Writes: clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the columns of
-    `telemetry.Effort`.
+    Reads: rows, the shard: the columns of `data.clip_plan.Clip`, size_bytes and version of the video's file, attempt.
+    Writes: per clip, clip_id, error_type ("" when the clip's row is in a table), filter ("" when it passed), and the
+    columns of `telemetry.Effort`.
     """
 
     def __init__(
@@ -70,76 +73,100 @@ class EncodeClips:
         crops: dict[str, Any] | None = None,
         autoencoder: str | None = None,
         keeps_low_res: bool = False,
+        num_decoders: int = 1,
     ) -> None:
         torch.set_num_threads(threads)
         self.vae = load_autoencoder(base_model, device=device, autoencoder=autoencoder)
         self.store = OutputStore(output)
-        self.device, self.device_s = device, 0.0
+        self.device, self.models = device, Lock()
         self.dtype, self.provenance = dtype, provenance
         self.keep_spread, self.crops = keep_spread, crops
         self.preview_every, self.files = preview_every, VideoFiles(self.store)
         self.keeps_low_res = keeps_low_res
-        self.clip_filter, self.reader = ClipFilter(**clip_filter or {}), DecoderProcess(video_timeout_s)
+        self.clip_filter = ClipFilter(**clip_filter or {})
+        # Each takes a second or two to start.
+        with ThreadPoolExecutor(num_decoders) as pool:
+            self.readers = list(pool.map(DecoderProcess, [video_timeout_s] * num_decoders))
+        self.idle_readers: SimpleQueue[DecoderProcess] = SimpleQueue()
+        for reader in self.readers:
+            self.idle_readers.put(reader)
+        self.decoders = ThreadPoolExecutor(num_decoders)
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Write a batch of clips."""
-        clips, started_s = to_rows(batch), time.time()
-        efforts: list[Row] = []
+    def close(self) -> None:
+        """End the processes that read videos."""
+        self.decoders.shutdown()
+        for reader in self.readers:
+            reader.close()
+
+    def __call__(self, shard: Row) -> list[Row]:
+        """Write a shard of clips."""
+        clips, started_s = list(shard["rows"]), time.time()
+        told: list[Row] = []
         rows: list[Row] = []
         filtered: list[Row] = []
         failures: list[Row] = []
-        with ThreadPoolExecutor(max_workers=1) as decoder:
-            decoding = deque(decoder.submit(self.decode, clip) for clip in clips)
+        decoding = deque(self.decoders.submit(self.decode, clip) for clip in clips)
+        try:
             for clip in clips:
-                self.device_s = 0.0
                 # Taken off the queue: a clip's frames are freed as soon as it is encoded.
-                row, failure = attempt_row(
+                encoded, failure = attempt_row(
                     clip["clip_id"], STAGE, clip["attempt"], partial(self.encode, clip, decoding.popleft())
                 )
+                row, device_s = encoded or (None, 0.0)
                 kind = filtered if row and "filter" in row else rows
                 kind += [row] if row else []
                 failures += [failure] if failure else []
                 num_bytes = len(row["latents"]) if row and kind is rows else 0
-                efforts.append(Effort(started_s, self.device, self.device_s, num_bytes).columns())
+                told.append(
+                    {
+                        "clip_id": clip["clip_id"],
+                        "error_type": failure["error_type"] if failure else "",
+                        "filter": row["filter"] if row and kind is filtered else "",
+                        **Effort(started_s, self.device, device_s, num_bytes).columns(),
+                    }
+                )
+        finally:
+            # Of a full disk, which ends the job; nobody waits for the rest.
+            for rest in decoding:
+                rest.cancel()
         if rows:
             self.store.write_shard(LATENTS, build_table(LATENTS, rows, self.provenance))
         if filtered:
             self.store.write_shard(FILTERED, build_table(FILTERED, filtered, {}))
         if failures:
             self.store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
-        failed = {failure["id"]: failure["error_type"] for failure in failures}
-        left_out = {row["id"]: row["filter"] for row in filtered}
-        return {
-            "clip_id": [clip["clip_id"] for clip in clips],
-            "error_type": [failed.get(clip["clip_id"], "") for clip in clips],
-            "filter": [left_out.get(clip["clip_id"], "") for clip in clips],
-            **{name: [effort[name] for effort in efforts] for name in efforts[0]},
-        }
+        return told
 
     def decode(self, clip: Row) -> tuple[NDArray[np.uint8], str, Rejection | None]:
         """A clip's frames, uint8 [frames, height, width, 3], the decoder that gave them, and why not to use them."""
         times_s = clip_times(clip["start_s"], clip["fps"], clip["num_frames"])
         crop = variant_crop(clip["clip_id"], clip["variant"], **self.crops) if self.crops else CENTRE
-        frames, decoder = self.reader.call(
-            read_frames, clip["video_uri"], times_s, clip["height_px"], clip["width_px"], crop
-        )
+        reader = self.idle_readers.get()
+        try:
+            frames, decoder = reader.call(
+                read_frames, clip["video_uri"], times_s, clip["height_px"], clip["width_px"], crop
+            )
+        finally:
+            self.idle_readers.put(reader)
         # Afterwards: whatever was read until now was the planned file's.
         check_unchanged(clip["video_uri"], clip["size_bytes"], clip["version"])
         return frames, decoder, self.clip_filter.check_frames(frames)
 
-    def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> Row:
-        """A row of the latents table, or of the filtered table."""
+    def encode(self, clip: Row, decoding: Future[tuple[NDArray[np.uint8], str, Rejection | None]]) -> tuple[Row, float]:
+        """A row of the latents table, or of the filtered table; seconds that the model took for it."""
         frames, decoder, rejection = decoding.result()
         if rejection:
             span = {name: clip[name] for name in ("video_uri", "start_s", "end_s")}
-            return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}
-        started = time.monotonic()
-        latents, columns = self.tensors_of(frames)
-        self.device_s = time.monotonic() - started
-        if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
-            self.write_preview(clip, frames, latents)
+            return {"id": clip["clip_id"], **span, "stage": STAGE, **rejection._asdict()}, 0.0
+        with self.models:
+            started = time.monotonic()
+            latents, columns = self.tensors_of(frames)
+            device_s = time.monotonic() - started
+            if self.preview_every and is_chosen(clip["clip_id"], self.preview_every):
+                self.write_preview(clip, frames, latents)
         low_res = tensor_columns("low_res", make_low_res(frames)) if self.keeps_low_res else {}
-        return {**{name: clip[name] for name in Clip.__dataclass_fields__}, **columns, **low_res, "decoder": decoder}
+        row = {name: clip[name] for name in Clip.__dataclass_fields__} | columns | low_res | {"decoder": decoder}
+        return row, device_s
 
     def tensors_of(self, frames: NDArray[np.uint8]) -> tuple[Tensor, Row]:
         """The latents as they are cached, and the columns that hold them."""
@@ -171,9 +198,3 @@ def as_bits(values: Tensor) -> NDArray[Any]:
 def is_chosen(row_id: str, every: int) -> bool:
     """Whether a row is one of about every Nth; it depends on the id alone, not on its place or its shard."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big") % every == 0
-
-
-def to_rows(batch: dict[str, NDArray[Any]]) -> list[Row]:
-    """A batch of columns as rows of plain Python values."""
-    columns = [values.tolist() for values in batch.values()]
-    return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]

@@ -18,10 +18,10 @@ from simda.config import ExtraFile
 from simda.data.schema import FAILURES, GENERATED, build_table
 from simda.data.store import OutputStore
 from simda.data.video_files import VideoFiles
-from simda.generation.compilation import compile_network
 from simda.generation.schedulers import SCHEDULERS, make_scheduler, shifted_timesteps
 from simda.generation.text_to_video import TextToVideoPipeline
 from simda.models.autoencoder import FRAMES_PER_DECODE, decode_latents
+from simda.models.compilation import compile_network
 from simda.stages.failures import attempt_row
 from simda.telemetry import Effort
 

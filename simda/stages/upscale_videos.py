@@ -21,6 +21,7 @@ from simda.errors import VideoError
 from simda.generation.schedulers import make_scheduler
 from simda.generation.video_upscale import VideoUpscalePipeline, as_clips
 from simda.stages.failures import attempt_row
+from simda.telemetry import Effort
 
 STAGE = "upscale_videos"
 DECODED_FRAMES = 16
@@ -33,7 +34,7 @@ class UpscaleVideos:
     """Upscale, write and record one video at a time; a video that cannot be is a row of the failures table.
 
     Reads: prompt_id, prompt, seed, video, attempt.
-    Writes: prompt_id, error_type ("" when the video is written).
+    Writes: prompt_id, error_type ("" when the video is written), and the columns of `telemetry.Effort`.
     """
 
     def __init__(
@@ -54,23 +55,29 @@ class UpscaleVideos:
         video_timeout_s: float = 60.0,
     ) -> None:
         torch.set_num_threads(threads)
-        self.pipeline = VideoUpscalePipeline.from_pretrained(base_model, adapter, getattr(torch, dtype)).to(device)
+        pipeline = VideoUpscalePipeline.from_pretrained(base_model, adapter, getattr(torch, dtype))
+        self.pipeline, self.device = pipeline.to(device), device
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = make_scheduler(sampling["scheduler"], self.pipeline.scheduler)
         self.store = OutputStore(output)
         self.files = VideoFiles(self.store, also_write, sharded)
         self.reader = DecoderProcess(video_timeout_s)
         self.identities, self.sampling, self.provenance = identities, sampling, provenance
-        self.max_frames = max_frames
+        self.max_frames, self.model_s = max_frames, 0.0
 
     def __call__(self, row: Row) -> Row:
         """Write the video of a row."""
+        started_s = time.time()
         record, failure = attempt_row(row["prompt_id"], STAGE, row["attempt"], partial(self.upscale, row))
         if record:
             self.store.write_shard(GENERATED, build_table(GENERATED, [record], self.provenance))
         if failure:
             self.store.write_shard(FAILURES, build_table(FAILURES, [failure], {}))
-        return {"prompt_id": row["prompt_id"], "error_type": failure["error_type"] if failure else ""}
+        effort = Effort(started_s, self.device)
+        if record:
+            effort = Effort(started_s, self.device, self.model_s, self.store.size_of(record["video_uri"]))
+        error_type = failure["error_type"] if failure else ""
+        return {"prompt_id": row["prompt_id"], "error_type": error_type} | effort.columns()
 
     def upscale(self, row: Row) -> Row:
         """A row of the generated table; its video is written.
@@ -87,6 +94,7 @@ class UpscaleVideos:
             )
         source = self.reader.call(read_all_frames, row["video"])
         settings = {name: value for name, value in self.sampling.items() if name != "scheduler"}
+        read = time.monotonic()
         latents = self.pipeline(
             row["prompt"],
             source,
@@ -95,6 +103,7 @@ class UpscaleVideos:
             **settings,
         ).frames
         pixels = self.decode(latents, source)
+        self.model_s = time.monotonic() - read
         record = {
             **{name: row[name] for name in ("prompt_id", "prompt", "seed")},
             **{name: settings[name] for name in ("negative_prompt", "num_inference_steps", "guidance_scale")},

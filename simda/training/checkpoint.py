@@ -23,11 +23,12 @@ import torch
 from pyarrow import fs
 
 from simda.data.store import OutputStore
-from simda.data.uris import exists, open_uri, read_bytes, write_bytes
+from simda.data.uris import exists, open_uri, patiently, read_bytes, write_bytes
 from simda.errors import InputError
 
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE, MARK_FILE = "trainer_state.pt", "checkpoint.json"
+PREFIX = "step-"
 FORMAT_VERSION = 2
 
 
@@ -46,7 +47,7 @@ class FoundCheckpoint:
 
 def checkpoint_name(num_steps_done: int) -> str:
     """The directory of a checkpoint; in the order of the names, they are in the order of their steps."""
-    return f"step-{num_steps_done:08d}"
+    return f"{PREFIX}{num_steps_done:08d}"
 
 
 def pack_state(state: Mapping[str, Any]) -> memoryview:
@@ -95,7 +96,7 @@ class Checkpoints:
     ) -> None:
         self._writer.shutdown()
         if error is None:
-            self._wait()
+            self.wait()
 
     def save(self, num_steps_done: int, state: Mapping[str, Any], others: Mapping[str, bytes]) -> None:
         """Begin to write a checkpoint, once the one before is written; the state may change when this returns.
@@ -106,8 +107,17 @@ class Checkpoints:
         Raises:
             StorageError: the one before could not be written.
         """
-        self._wait()
+        self.wait()
         self._writing = self._writer.submit(self._write, checkpoint_name(num_steps_done), pack_state(state), others)
+
+    def wait(self) -> None:
+        """Until the last one is written.
+
+        Raises:
+            StorageError: it could not be.
+        """
+        if self._writing:
+            self._writing.result()
 
     def find(self) -> FoundCheckpoint:
         """The newest checkpoint that is whole."""
@@ -120,6 +130,15 @@ class Checkpoints:
                 continue
             return FoundCheckpoint(name, faults)
         return FoundCheckpoint(None, faults)
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that were written to their end, in ascending order."""
+        whole = [name for name in self._names() if exists(self._uri(name, MARK_FILE))]
+        return [int(name.removeprefix(PREFIX)) for name in whole]
+
+    def read_file(self, num_steps_done: int, file: str) -> bytes:
+        """Another file of a checkpoint than the state."""
+        return read_bytes(self._uri(checkpoint_name(num_steps_done), file))
 
     def load(self, name: str) -> dict[str, Any]:
         """The state of a checkpoint.
@@ -144,10 +163,6 @@ class Checkpoints:
         for name in [name for name in self._names() if name <= newest][: -self._num_kept]:
             filesystem.delete_dir(open_uri(self._uri(name))[1])
 
-    def _wait(self) -> None:
-        if self._writing:
-            self._writing.result()
-
     def _read_state(self, name: str) -> bytes:
         uri = self._uri(name, STATE_FILE)
         if not exists(self._uri(name, MARK_FILE)):
@@ -163,8 +178,9 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         filesystem, path = open_uri(self._uri())
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.base_name.startswith("step-"))
+        selector = fs.FileSelector(path, allow_not_found=True)
+        found = patiently(self._uri(), lambda: filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in found if info.base_name.startswith(PREFIX))
 
     def _uri(self, *parts: str) -> str:
         return self._store.uri_of("/".join((CHECKPOINTS_FOLDER, *parts)))

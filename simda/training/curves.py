@@ -33,17 +33,27 @@ class Curves:
         num_steps_done: where it goes on.
         batch_size: clips per step, over all ranks.
         log_every: steps between lines.
+        peak_flops: operations per second that all workers' devices can do, to tell the share that is used; None where
+            that is not known.
     """
 
     def __init__(
-        self, store: OutputStore, *, num_steps: int, num_steps_done: int, batch_size: int, log_every: int
+        self,
+        store: OutputStore,
+        *,
+        num_steps: int,
+        num_steps_done: int,
+        batch_size: int,
+        log_every: int,
+        peak_flops: float | None = None,
     ) -> None:
         self._num_steps, self._first, self._batch_size = num_steps, num_steps_done, batch_size
         self._log_every, self._started = log_every, time.monotonic()
         self._log = MetricsLog(store, num_steps_done)
         self._board = TensorBoardLog(store, num_steps_done)
         self._steps: list[StepMetrics] = []
-        self._waited_s = 0.0
+        self._waited_s, self._num_flops = 0.0, 0
+        self._peak_flops = peak_flops
 
     def __enter__(self) -> Curves:
         return self
@@ -54,15 +64,22 @@ class Curves:
         self.write()
 
     def add(
-        self, done: int, metrics: StepMetrics, waited_s: float = 0.0, validation: ValidationMetrics | None = None
+        self,
+        done: int,
+        metrics: StepMetrics,
+        waited_s: float = 0.0,
+        validation: ValidationMetrics | None = None,
+        num_flops: int = 0,
     ) -> None:
         """Note the metrics of step `done` (from 1).
 
         Args:
             waited_s: seconds that it waited for its clips.
             validation: measured after it.
+            num_flops: operations of the model that it took, over all ranks.
         """
         self._steps.append(metrics)
+        self._num_flops += num_flops
         self._waited_s += waited_s
         if validation is None and done % self._log_every and done != self._num_steps:
             return
@@ -79,6 +96,8 @@ class Curves:
             "seconds": round(seconds, 2),
             "seconds_left": round((self._num_steps - done) / steps_per_s, 1),
         }
+        if self._peak_flops:
+            row["mfu"] = round(self._num_flops / seconds / self._peak_flops, 4)
         if validation:
             row |= {"validation_loss": validation.loss, **by_quarter("validation_loss", [validation])}
         self._log.append(row)
@@ -106,7 +125,7 @@ class TensorBoardLog:
     def append(self, row: dict[str, Any]) -> None:
         """Add the numbers of a line."""
         for name, value in row.items():
-            if name not in ("step", "seconds", "seconds_left"):
+            if name not in ("step", "seconds", "seconds_left") and value is not None:
                 self._writer.add_scalar(name, value, row["step"])
 
     def write(self) -> None:

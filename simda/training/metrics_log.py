@@ -56,15 +56,13 @@ def read_metrics(store: OutputStore) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def shown_progress(
-    store: OutputStore, num_steps: int, add: Callable[[dict[str, Any]], None] = lambda _: None
-) -> Iterator[None]:
+def shown_progress(store: OutputStore, num_steps: int, *add: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Print a line to stderr for each new line of the curves, from a thread, for the length of the block.
 
     However it ends, the curves are there as a picture.
 
     Args:
-        add: is given each new line too.
+        add: are given each new line too.
     """
     stop = threading.Event()
 
@@ -76,7 +74,8 @@ def shown_progress(
             for row in rows:
                 if row["step"] > shown:
                     print(progress_line(row, num_steps), file=sys.stderr, flush=True)
-                    add(row)
+                    for take in add:
+                        take(row)
             # Smaller than before when a failed worker has been replaced and goes on from an earlier step.
             shown = _last_step(rows)
 

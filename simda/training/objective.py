@@ -57,6 +57,12 @@ class ClipBatch:
     low_res: Tensor | None = None
     latents_std: Tensor | None = None
 
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of each row's latents."""
+        _, channels, frames, height, width = self.latents.shape
+        return channels, frames, height, width
+
     def to(self, device: torch.device) -> ClipBatch:
         """The same rows on another device."""
         return self._with_tensors(lambda tensor: tensor.to(device))

@@ -6,6 +6,7 @@ whether they are usable, is `step.py`'s business.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -34,6 +35,8 @@ class Optimisation:
         num_warmup_steps: steps of linear warm-up (not with "constant").
         weight_decay: decoupled.
         ema_decay: decay of the moving average; 0 keeps none.
+        loss_scale_device: kind of device on which losses are scaled up, so that gradients in float16 do not vanish;
+            an update whose gradient overflows is left out, and the scale lowered. None scales nothing.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks"; Liu et al., arXiv 2502.16982,
     section 2.2, for the scale.
@@ -50,6 +53,7 @@ class Optimisation:
         num_warmup_steps: int = 0,
         weight_decay: float = 1e-2,
         ema_decay: float = 0.0,
+        loss_scale_device: str | None = None,
     ) -> None:
         self._parameters = list(parameters)
         matrices = [parameter for parameter in parameters if optimizer == "muon" and parameter.ndim == 2]
@@ -66,18 +70,42 @@ class Optimisation:
             for each in self._optimizers
         ]
         self._ema = EMAModel(self._parameters, decay=ema_decay) if ema_decay else None
+        self._scaler = torch.amp.GradScaler(loss_scale_device or "cpu", enabled=loss_scale_device is not None)
 
     @property
     def learning_rate(self) -> float:
         """The one that the next update uses."""
         return self._optimizers[0].param_groups[0]["lr"]
 
-    def update(self) -> None:
-        """Change the parameters by their gradients, and forget the gradients."""
-        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by; None where they are not scaled."""
+        return self._scaler.get_scale() if self._scaler.is_enabled() else None
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What to take the gradient of."""
+        return self._scaler.scale(loss)
+
+    def unscale(self) -> None:
+        """Turn the gradients of scaled losses into gradients; once for each update."""
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
+
+    def update(self, left_out: bool = False) -> None:
+        """Change the parameters by their gradients, and forget the gradients.
+
+        Args:
+            left_out: the scaled gradients overflowed: forget them only, and lower the scale.
+        """
+        with warnings.catch_warnings():
+            # An update that is left out takes its turn of the schedule all the same: both go by the number of the step.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+                if not left_out:
+                    self._scaler.step(optimizer)
+                schedule.step()
+                optimizer.zero_grad()
+        self._scaler.update()
         if self._ema:
             self._ema.step(self._parameters)
 
@@ -105,6 +133,7 @@ class Optimisation:
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "ema": self._ema.state_dict() if self._ema else None,
+            "loss_scale": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,6 +142,8 @@ class Optimisation:
             optimizer.load_state_dict(part)
         for schedule, part in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(part)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["loss_scale"])
         if self._ema:
             self._ema.load_state_dict(state["ema"])
             self._ema.to(self._parameters[0].device)

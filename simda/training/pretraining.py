@@ -25,7 +25,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from simda.models.text_attention import AttendProcessor
 from simda.training.objective import shift_timesteps
+from simda.training.step import Precision
 
 TEXT_WIDTH = 96
 MAX_TOKENS = 24
@@ -197,6 +199,7 @@ def pretrain_denoiser(
     learning_rate: float,
     caption_dropout: float,
     timestep_shift: float,
+    precision: Precision,
     state_path: Path,
     metrics_path: Path,
 ) -> None:
@@ -206,7 +209,9 @@ def pretrain_denoiser(
         draw_images: step -> (RGB images in [-1, 1], [b, 3, h, w]; their captions).
         caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
         timestep_shift: above 1 trains more on noisy timesteps, where the words for motion decide a sprite's place.
+        precision: "bf16" runs the denoiser under autocast; parameters and loss stay float32.
     """
+    unet.set_attn_processor(AttendProcessor())
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval()
 
@@ -225,8 +230,9 @@ def pretrain_denoiser(
         timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         target = noise_scheduler.get_velocity(latents, noise, timesteps)
-        loss = F.mse_loss(unet(noisy, timesteps, prompt_embeds).sample, target)
-        return loss, {}
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            predicted = unet(noisy, timesteps, prompt_embeds).sample
+        return F.mse_loss(predicted.float(), target), {}
 
     optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
 

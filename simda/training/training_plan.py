@@ -16,12 +16,14 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
 from simda.models.base_models import load_low_res_scheduler, load_unet, resolve_base_model, unet_identity
+from simda.models.compilation import compile_network
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
-from simda.training.latent_clips import LatentClips
+from simda.training.latent_clips import LatentClips, Shape, open_with_images
 from simda.training.low_res_noise import LowResNoise
+from simda.training.model_flops import count_clip_flops
 from simda.training.objective import DenoisingObjective
 from simda.training.optimisation import Optimisation
-from simda.training.step import AdapterTrainer, Precision
+from simda.training.step import COMPUTE_DTYPES, AdapterTrainer, Precision
 
 ADAPTER_FOLDER = "adapter"
 
@@ -35,7 +37,9 @@ class TrainingPlan:
         output: directory of the run.
         base_model: the frozen model.
         adapter: what is trained.
-        num_frames: frames of a training clip.
+        images: output directory of `cache_latents` whose frames are trained on as images, or None.
+        image_share: share of the steps that train on images.
+        num_frames: most frames of a training clip.
         num_steps: optimiser steps.
         batch_size: clips per step, over all ranks.
         num_accumulated: passes into which a rank divides its share.
@@ -50,8 +54,10 @@ class TrainingPlan:
         sample_posterior: draw latents from their posteriors, whose spread the table has.
         optimisation: `Optimisation`'s arguments.
         max_grad_norm: gradients are scaled down to at most this norm.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp16".
         gradient_checkpointing: recompute activations in the backward pass.
+        compiled: run the network through torch.compile.
+        peak_tflops: of a worker's device, to tell how much of it is used; None for that of a known GPU.
         num_threads: CPU threads of a worker.
         num_validation_clips: clips that are held out, at least.
         validate_every: steps between two losses of them.
@@ -65,6 +71,8 @@ class TrainingPlan:
     output: str
     base_model: str
     adapter: AdapterConfig
+    images: str | None
+    image_share: float
     num_frames: int
     num_steps: int
     batch_size: int
@@ -82,6 +90,8 @@ class TrainingPlan:
     max_grad_norm: float
     precision: Precision
     gradient_checkpointing: bool
+    compiled: bool
+    peak_tflops: float | None
     num_threads: int
     num_validation_clips: int
     validate_every: int
@@ -102,13 +112,15 @@ class TrainingPlan:
 
 def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, world_size: int = 1) -> AdapterTrainer:
     """The trainer of one rank, at step 0; the same fresh adapters on every rank."""
-    unet = load_unet(plan.base_model, torch.bfloat16 if plan.precision == "bf16" else torch.float32, device)
+    unet = load_unet(plan.base_model, COMPUTE_DTYPES[plan.precision], device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         inject_adapters(unet, plan.adapter)
     unet.to(device)
     if plan.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if plan.compiled:
+        compile_network(unet)
     objective = DenoisingObjective(
         noise_scheduler_config(plan),
         clips.null_prompt_embeds().to(device),
@@ -126,7 +138,12 @@ def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, 
         partial(predict, unet),
         adapters,
         objective,
-        Optimisation(list(adapters.values()), num_steps=plan.num_steps, **plan.optimisation),
+        Optimisation(
+            list(adapters.values()),
+            num_steps=plan.num_steps,
+            loss_scale_device=device.type if plan.precision == "fp16" else None,
+            **plan.optimisation,
+        ),
         max_grad_norm=plan.max_grad_norm,
         precision=plan.precision,
         clips_per_pass=plan.batch_size // world_size // plan.num_accumulated,
@@ -160,9 +177,15 @@ def low_res_noise(plan: TrainingPlan, seed: int) -> LowResNoise | None:
 
 def open_clips(plan: TrainingPlan) -> LatentClips:
     """The clips of the plan."""
-    needs_low_res = plan.max_noise_level is not None
-    return LatentClips(
-        plan.latents, plan.num_frames, plan.seed, plan.num_validation_clips, needs_low_res, plan.sample_posterior
+    open_table = partial(
+        LatentClips,
+        seed=plan.seed,
+        batch_size=plan.batch_size,
+        needs_low_res=plan.max_noise_level is not None,
+        needs_spread=plan.sample_posterior,
+    )
+    return open_with_images(
+        open_table, plan.latents, plan.num_frames, plan.num_validation_clips, plan.images, plan.image_share
     )
 
 
@@ -172,6 +195,16 @@ def count_parameters(plan: TrainingPlan) -> int:
         settings = UNet2DConditionModel.load_config(resolve_base_model(plan.base_model), subfolder="unet")
         unet = inject_adapters(UNet2DConditionModel.from_config(settings), plan.adapter)
     return sum(parameter.numel() for parameter in adapter_parameters(unet).values())
+
+
+def count_flops_of_shapes(plan: TrainingPlan, clips: LatentClips) -> dict[Shape, int]:
+    """Operations of the model for one training clip of each shape, or image, forwards and backwards."""
+    settings = UNet2DConditionModel.load_config(resolve_base_model(plan.base_model), subfolder="unet")
+    num_tokens = clips.null_prompt_embeds().shape[0]
+    return {
+        shape: sum(count_clip_flops(settings, plan.adapter, shape, num_tokens))
+        for shape in {**clips.buckets, **clips.image_buckets}
+    }
 
 
 def trained_adapter_files(trainer: AdapterTrainer, plan: TrainingPlan) -> dict[str, bytes]:

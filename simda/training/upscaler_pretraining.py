@@ -17,7 +17,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
 from simda.models.low_resolution import RGB_CHANNELS, add_noise, beside_latents, noise_levels_at, pixels_as_input
+from simda.models.text_attention import AttendProcessor
 from simda.training.pretraining import LATENT_CHANNELS, TEXT_WIDTH, optimise
+from simda.training.step import Precision
 
 MAX_NOISE_LEVEL = 350
 SCALING_FACTOR = 0.08333
@@ -77,6 +79,7 @@ def pretrain_upscaler(
     num_steps: int,
     learning_rate: float,
     caption_dropout: float,
+    precision: Precision,
     state_path: Path,
     metrics_path: Path,
 ) -> None:
@@ -87,7 +90,9 @@ def pretrain_upscaler(
         draw_pairs: step -> (uint8 RGB of low resolution, [b, h, w, 3]; scaled latents of the frames in high resolution,
             [b, c, h, w]; captions).
         caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
+        precision: "bf16" runs the network under autocast; parameters and loss stay float32.
     """
+    unet.set_attn_processor(AttendProcessor())
     device = unet.device
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -106,7 +111,8 @@ def pretrain_upscaler(
         low_res = add_noise(low_res, low_noise, levels, low_res_scheduler)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         given = beside_latents(noisy[:, :, None], low_res)[:, :, 0]
-        predicted = unet(given, timesteps, prompt_embeds(captions), class_labels=levels).sample
-        return F.mse_loss(predicted, noise_scheduler.get_velocity(latents, noise, timesteps)), {}
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            predicted = unet(given, timesteps, prompt_embeds(captions), class_labels=levels).sample
+        return F.mse_loss(predicted.float(), noise_scheduler.get_velocity(latents, noise, timesteps)), {}
 
     optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)

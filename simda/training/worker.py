@@ -7,6 +7,7 @@ The loop can begin at any step: all that a step does follows from its number and
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from simda.config import Workers, on_role
 from simda.data.store import OutputStore
@@ -27,6 +28,8 @@ from simda.models.adapter_state import ADAPTER_FILE
 from simda.training.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoint_name
 from simda.training.curves import Curves
 from simda.training.latent_clips import LatentClips
+from simda.training.model_flops import known_peak_tflops
+from simda.training.notices import Ending, NoticedTorchConfig, Notices, StopRequest, WorkerLeavesError, stoppable
 from simda.training.objective import ClipBatch
 from simda.training.step import AdapterTrainer, DivergenceError
 from simda.training.training_plan import (
@@ -34,9 +37,12 @@ from simda.training.training_plan import (
     TrainingPlan,
     build_trainer,
     build_validation_objective,
+    count_flops_of_shapes,
     open_clips,
     trained_adapter_files,
 )
+
+ADAPTER_PATH = f"{ADAPTER_FOLDER}/{ADAPTER_FILE}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def run_workers(
         URI of the last checkpoint.
 
     Raises:
+        KeyboardInterrupt: this process was told to stop (SIGTERM, SIGINT); there is a checkpoint of the last step.
         ConfigError: a Ray of this machine alone lacks what the workers ask for.
         SimdaError: the training diverged, or workers failed too often for a reason that a person can mend.
         TrainingFailedError: workers failed too often.
@@ -80,10 +87,11 @@ def run_workers(
     check_resources(workers, min_workers or workers.num_workers)
     store = OutputStore(plan.output)
     filesystem, path = open_uri(store.uri)
+    stop = ray.remote(num_cpus=0)(StopRequest).remote()
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"plan": plan.to_settings(), "watch": watch},
-        torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        train_loop_config={"plan": plan.to_settings(), "watch": watch, "stop": stop},
+        torch_config=NoticedTorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(min_workers, workers.num_workers) if min_workers else workers.num_workers,
             use_gpu=workers.gpus_per_worker > 0,
@@ -102,21 +110,29 @@ def run_workers(
         ),
     )
     try:
-        divergence = trainer.fit().return_value
+        ending = stoppable(lambda: trainer.fit().return_value, stop)
     except ray.train.WorkerGroupError as error:
-        raise explain_failure(error) from error
-    if divergence:
-        raise DivergenceError(divergence)
+        reason = explain_failure(error)
+        if reason is None:
+            raise
+        if isinstance(reason, WorkerLeavesError):
+            print(f"{reason}; max_worker_failures={max_failures} are used up", file=sys.stderr)
+            raise KeyboardInterrupt from None
+        raise reason from error
+    if ending.divergence:
+        raise DivergenceError(ending.divergence)
+    if ending.stopped:
+        raise KeyboardInterrupt
     return store.uri_of(f"{CHECKPOINTS_FOLDER}/{checkpoint_name(plan.num_steps)}")
 
 
-def explain_failure(error: ray.train.WorkerGroupError) -> Exception:
+def explain_failure(error: ray.train.WorkerGroupError) -> SimdaError | None:
     """The reason for people among the workers' failures, if there is one; the others' are often its consequences."""
     for failure in error.worker_failures.values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, SimdaError):
             return cause
-    return error
+    return None
 
 
 def check_resources(workers: Workers, num_workers: int) -> None:
@@ -137,15 +153,12 @@ def check_resources(workers: Workers, num_workers: int) -> None:
             )
 
 
-def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
-    """Train from the last checkpoint, or from fresh adapters, to the end of the plan.
-
-    Returns:
-        Why it diverged, if it did: the next attempt would again, so this is no failure for Ray Train to retry.
-    """
+def train_loop_per_worker(settings: dict[str, Any]) -> Ending:
+    """Train from the last checkpoint, or from fresh adapters, to the end of the plan."""
     plan, watch = TrainingPlan.from_settings(settings["plan"]), settings["watch"]
     torch.set_num_threads(plan.num_threads)
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    notices = Notices(settings["stop"] if rank == 0 else None)
     clips = open_clips(plan)
     trainer = build_trainer(plan, clips, get_device(), world_size)
     with Checkpoints(OutputStore(plan.output), plan.num_checkpoints_kept) as checkpoints:
@@ -153,11 +166,13 @@ def train_loop_per_worker(settings: dict[str, Any]) -> str | None:
         found = trainer.ranks.gather([checkpoints.find().name or "" if rank == 0 else ""])[0]
         if found:
             trainer.load_state_dict(checkpoints.load(found))
+        if trainer.ranks.gather(["stop"] if notices.stops else []):
+            return Ending(stopped=True)
         try:
-            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size, watch)
+            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size, notices, watch)
         except DivergenceError as error:
-            return str(error)
-    return None
+            return Ending(divergence=str(error))
+    return Ending(stopped=trainer.num_steps_done < plan.num_steps)
 
 
 def train_to_the_end(
@@ -167,34 +182,59 @@ def train_to_the_end(
     checkpoints: Checkpoints,
     rank: int,
     world_size: int,
+    notices: Notices,
     watch: Watch | None = None,
 ) -> None:
-    """All steps that are left; rank 0 writes the curves and the checkpoints, and has the adapter looked at."""
-    looks: list[ray.ObjectRef] = []
-    device = get_device()
+    """All steps that are left; rank 0 writes the curves and the checkpoints, and has the adapter looked at.
+
+    Told to stop, it ends after the step with a checkpoint of it.
+
+    Raises:
+        WorkerLeavesError: a worker is told to end; after such a checkpoint too.
+    """
+    videos = look_again(watch, checkpoints, trainer.num_steps_done) if watch and rank == 0 else []
+    device = trainer.parameters[0].device
     held_out, validation_objective = clips.held_out(rank, world_size), build_validation_objective(plan, clips)
-    with open_curves(plan, trainer.num_steps_done) if rank == 0 else nullcontext() as curves:
+    peak_tflops = plan.peak_tflops or known_peak_tflops(device, plan.precision)
+    flops = count_flops_of_shapes(plan, clips) if rank == 0 and peak_tflops else {}
+    peak_flops = peak_tflops and 1e12 * peak_tflops * world_size
+    with open_curves(plan, trainer.num_steps_done, peak_flops) if rank == 0 else nullcontext() as curves:
         for batch, waited_s in read_ahead(clips, plan, trainer.num_steps_done, rank, world_size):
-            metrics, done, validation = trainer.step(batch.to(device)), trainer.num_steps_done, None
+            metrics, validation = trainer.step(batch.to(device), notices.give()), None
+            done = trainer.num_steps_done
             is_last = done == plan.num_steps
+            stops, leaves, looks = metrics.notices
+            saves_now = stops or leaves or (looks and notices.finds_preemption())
             if clips.num_held_out and (done % plan.validate_every == 0 or is_last):
-                validation = trainer.validate(validation_objective, held_out and held_out.to(device))
-            if curves is None:
-                continue
-            curves.add(done, metrics, waited_s, validation)
-            if done % plan.checkpoint_every == 0 or is_last:
+                validation = trainer.validate(validation_objective, [alike.to(device) for alike in held_out])
+            if curves is not None:
+                num_flops = flops.get(batch.clip_shape, 0) * plan.batch_size
+                curves.add(done, metrics, waited_s, validation, num_flops)
+            if curves is not None and (done % plan.checkpoint_every == 0 or is_last or saves_now):
                 curves.write()
                 adapter = trained_adapter_files(trainer, plan)
                 checkpoints.save(done, trainer.state_dict(), adapter)
                 if watch and (done % watch.every == 0 or is_last):
-                    weights = adapter[f"{ADAPTER_FOLDER}/{ADAPTER_FILE}"]
-                    looks.append(watch.task.remote(done, weights, **watch.settings))
+                    videos.append(watch.task.remote(done, adapter[ADAPTER_PATH], **watch.settings))
+            if (stops or leaves) and not is_last:
+                checkpoints.wait()
+                # No rank ends before it is written: Ray Train would end the others.
+                trainer.ranks.gather([])
+                if leaves:
+                    raise WorkerLeavesError(f"a worker was told to end (SIGTERM); step {done} has a checkpoint")
+                return
     # They belong to this process, and would end with it.
-    if looks:
-        ray.wait(looks, num_returns=len(looks))
+    if videos:
+        ray.wait(videos, num_returns=len(videos))
 
 
-def open_curves(plan: TrainingPlan, num_steps_done: int) -> Curves:
+def look_again(watch: Watch, checkpoints: Checkpoints, num_steps_done: int) -> list[ray.ObjectRef]:
+    """Have the adapters of a run that goes on looked at where that may have been cut short; what is done stays."""
+    steps = [step for step in checkpoints.steps() if step <= num_steps_done and step % watch.every == 0]
+    return [watch.task.remote(step, checkpoints.read_file(step, ADAPTER_PATH), **watch.settings) for step in steps]
+
+
+def open_curves(plan: TrainingPlan, num_steps_done: int, peak_flops: float | None) -> Curves:
     """The curves of a run that goes on after some steps."""
     return Curves(
         OutputStore(plan.output),
@@ -202,6 +242,7 @@ def open_curves(plan: TrainingPlan, num_steps_done: int) -> Curves:
         num_steps_done=num_steps_done,
         batch_size=plan.batch_size,
         log_every=plan.log_every,
+        peak_flops=peak_flops,
     )
 
 
@@ -214,11 +255,11 @@ def read_ahead(
     """
     with ThreadPoolExecutor(1) as reader:
         steps = range(first, plan.num_steps)
-        coming = [reader.submit(clips.batch, step, plan.batch_size, rank, world_size) for step in steps[:1]]
+        coming = [reader.submit(clips.batch, step, rank, world_size) for step in steps[:1]]
         for step in steps:
             started = time.monotonic()
             batch = coming.pop().result()
             waited_s = time.monotonic() - started
             if step + 1 < plan.num_steps:
-                coming.append(reader.submit(clips.batch, step + 1, plan.batch_size, rank, world_size))
+                coming.append(reader.submit(clips.batch, step + 1, rank, world_size))
             yield batch, waited_s

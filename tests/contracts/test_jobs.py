@@ -15,7 +15,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
@@ -53,6 +55,22 @@ class Cluster(NamedTuple):
 
 
 ROLES = {"cpu-decode", "gpu-encode", "gpu-train", "gpu-generate"}
+
+
+def test_a_cluster_that_wants_a_token_is_answered_with_where_to_put_it():
+    class WantsToken(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), WantsToken) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        cluster = Cluster(f"http://127.0.0.1:{server.server_port}", ROOT, os.environ | {"RAY_AUTH_MODE": "disabled"})
+        code, log, said = cluster.submit("python", "pipelines/train.py")
+        server.shutdown()
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert (code, log, len(errors)) == (2, "", 1), said
+    assert "Traceback" not in said
+    assert "RAY_AUTH_MODE=token" in errors[0]
 
 
 @pytest.fixture(scope="module")

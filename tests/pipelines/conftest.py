@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 
 from simda import runtime
 from simda.runtime import run_command
+from tests.process_faults import is_ray_agent
+from tests.s3_faults import Door
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
@@ -67,7 +70,7 @@ def kill() -> Callable[..., None]:
             time.sleep(0.02)
         family = psutil.Process(driver.pid).children(recursive=True)
         # Ray's agents take a minute to notice; they write nothing.
-        family = [process for process in family if not process.name().endswith("Agent")]
+        family = [process for process in family if not is_ray_agent(process)]
         driver.kill()
         driver.wait()
         assert not psutil.wait_procs(family, timeout=60)[1], "processes of a killed command live on"
@@ -94,3 +97,35 @@ def sprites(tmp_path_factory, pipeline) -> Path:
     make_sprites = pipeline("make_sprites")
     make_sprites.run(make_sprites.MakeSpritesConfig(output=str(folder), num_videos=6, num_prompts=4))
     return folder
+
+
+@pytest.fixture
+def s3_door(monkeypatch) -> Iterator[Callable[[str], tuple[Any, Door]]]:
+    """Gives an S3 server with a bucket: a client of the server itself, and the door to it for all others."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    door = Door(port)
+    access = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    for name, value in {**access, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}"}.items():
+        monkeypatch.setenv(name, value)
+
+    def give(bucket: str) -> tuple[Any, Door]:
+        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+        client.create_bucket(Bucket=bucket)
+        return client, door
+
+    yield give
+    door.shut()
+    server.stop()
+
+
+@pytest.fixture
+def dataset(sprites, tmp_path) -> Path:
+    """A copy of the sprites dataset that a test may spoil."""
+    shutil.copytree(sprites / "videos", tmp_path / "videos")
+    shutil.copy(sprites / "captions.csv", tmp_path / "captions.csv")
+    return tmp_path

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,17 @@ import ray
 import torch
 from diffusers import AutoencoderTiny
 
-from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS
+from simda.config import Workers
+from simda.data.clip_plan import Span, VideoSource
+from simda.data.schema import FAILURES, FILTERED, LATENTS, PLANNED, TEXT_EMBEDDINGS, TEXT_TOKENS, build_table
 from simda.data.store import OutputStore
 from simda.data.tensors import read_tensor
 from simda.data.video_io import read_all_frames, write_video
 from simda.models.autoencoder import encode_frames
 from simda.models.base_models import load_autoencoder
+from simda.stages.failures import failure_row
+from simda.stages.plan_clips import video_key, video_row
+from simda.stages.probe_videos import VideoProbe, estimate_work
 
 SETTINGS = (
     "base_model=sprites",
@@ -34,21 +40,13 @@ SETTINGS = (
 )
 
 
-@pytest.fixture
-def dataset(sprites, tmp_path) -> Path:
-    """A copy of the sprites dataset that a test may spoil."""
-    shutil.copytree(sprites / "videos", tmp_path / "videos")
-    shutil.copy(sprites / "captions.csv", tmp_path / "captions.csv")
-    return tmp_path
-
-
 def words(dataset: Path, *more: str) -> tuple[str, ...]:
     paths = (f"videos={dataset}/videos", f"captions={dataset}/captions.csv", f"output={dataset}/latents")
     return (*SETTINGS, *paths, *more)
 
 
 def files(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("[!.]*.parquet")}
 
 
 @pytest.mark.ray
@@ -81,24 +79,6 @@ def test_rows_hold_what_the_models_give_and_a_second_run_adds_nothing(local_ray,
         file.write("new.mp4,a new one\n")
     code, summary, _ = run("cache_latents", *words(dataset))
     assert (code, summary["num_done"], summary["num_new"]) == (0, 14, 2)
-
-
-@pytest.mark.ray
-def test_killed_and_run_again_it_ends_with_the_rows_of_an_undisturbed_run(local_ray, dataset, run, kill):
-    small_shards = words(dataset, "clips_per_shard=1")
-    shards = dataset / "latents" / "data"
-    kill("cache_latents", small_shards, lambda: any(shards.glob("*.parquet")))
-    assert not (dataset / "latents" / "_manifest.json").exists()
-    before = files(dataset / "latents")
-    code, summary, err = run("cache_latents", *small_shards)
-    assert (code, summary["num_done"]) == (0, 12), err
-    assert summary["num_new"] == 12 - sum(name.startswith("data/") for name in before)
-    assert before.items() <= files(dataset / "latents").items()
-
-    assert run("cache_latents", *small_shards, f"output={dataset}/undisturbed")[0] == 0
-    for kind in (LATENTS, TEXT_EMBEDDINGS):
-        one, other = (OutputStore(f"{dataset}/{name}").read_table(kind) for name in ("latents", "undisturbed"))
-        assert one.equals(other)
 
 
 @pytest.mark.ray
@@ -235,6 +215,17 @@ def test_what_is_filtered_is_no_failure_and_is_not_looked_at_again(local_ray, da
 
 
 @pytest.mark.ray
+def test_ray_takes_workers_with_gpus(local_ray, pipeline, monkeypatch, tmp_path):
+    command = pipeline("cache_latents")
+    # Ray refuses what it cannot do before any work; where there is no GPU, the work would wait for ever.
+    monkeypatch.setattr(ray.data.Dataset, "iter_rows", lambda dataset: iter(()))
+    workers = Workers(gpus_per_worker=1)
+    config = command.CacheLatentsConfig(videos=str(tmp_path), output=str(tmp_path / "out"), workers=workers)
+    for stage in (command.EncodeClips, command.EncodeCaptions):
+        assert list(command.in_actor_pool(config, stage, [pa.table({"caption": ["a", "b"]})], {})) == []
+
+
+@pytest.mark.ray
 def test_buckets_shots_variants_spread_and_tokens(local_ray, dataset, run):
     """Two shots high and one shot wide; each clip in its bucket, thrice, in files of one bucket each."""
     shutil.rmtree(dataset / "videos")
@@ -306,7 +297,61 @@ def test_only_filters_that_are_set_decide_what_the_output_is(dataset, pipeline):
     }
 
 
-def test_a_dry_run_counts_and_writes_nothing(dataset, run):
-    code, summary, _ = run("cache_latents", *words(dataset, "--dry-run"))
-    assert (code, summary["num_videos"], summary["bytes_per_clip"]) == (0, 6, {"64x64x4": 4 * 4 * 16 * 16 * 2})
+def test_a_dry_run_counts_estimates_and_writes_nothing(dataset, run):
+    # Of six videos of 1 s, three are looked at; each gives two clips.
+    prices = dataset / "prices.yaml"
+    prices.write_text("currency: EUR\nmachines: {any: {per_hour: 3600, cpus: 1}}\n")
+    code, summary, err = run("cache_latents", *words(dataset, "--dry-run", "--prices", str(prices), "probe_videos=3"))
+    assert code == 0, err
+    bytes_per_clip = 4 * 4 * 16 * 16 * 2
+    assert (summary["num_videos"], summary["bytes_per_clip"]) == (6, {"64x64x4": bytes_per_clip})
+    assert (summary["num_probed"], summary["num_probed_unusable"]) == (3, 0)
+    assert summary["video_hours"] == pytest.approx(6 / 3600, abs=1e-4)
+    assert (summary["clips_left"], summary["bytes_left"]) == ({"64x64x4": 12}, 12 * bytes_per_clip)
+    least_s = 12 * max(summary["decode_s_per_clip"], summary["encode_s_per_clip"]) / 2
+    assert summary["seconds_left"] >= least_s - 0.1
+    assert (summary["gpu_hours"], summary["cost"]["currency"]) == (0, "EUR")
+    assert summary["cost"]["price"] == pytest.approx(summary["seconds_left"], abs=0.01)
     assert not (dataset / "latents").exists()
+
+
+def test_an_estimate_is_the_probe_times_what_is_left():
+    found = VideoProbe(4, 1, 40.0, Counter({"a": 6, "b": 2}), plan_s=8.0, decode_s=16.0, encode_s=None)
+    workers = Workers(num_workers=10, cpus_per_worker=2, gpus_per_worker=0.5)
+    estimate = estimate_work(found, 4000, 1000, {"a": 500}, {"a": 10, "b": 1}, workers, None)
+    assert estimate["video_hours"] == pytest.approx(10 * 4000 / 3600, abs=1e-3)
+    assert estimate["clips_left"] == {"a": 2000, "b": 500}
+    assert estimate["bytes_left"] == 20_500
+    # 2,500 clips of 2 s on ten workers; 1,000 videos of 2 s are planned on twenty CPUs.
+    assert estimate["seconds_left"] == 500 + 100
+    assert estimate["gpu_hours"] == pytest.approx(10 * 0.5 * 500 / 3600, abs=0.01)
+    # With two decoders each, decoding takes half as long.
+    twice = estimate_work(found, 4000, 1000, {"a": 500}, {"a": 10, "b": 1}, workers, None, 2)
+    assert twice["seconds_left"] == 250 + 100
+    # On a machine of two cores, decoding has only those.
+    assert estimate_work(found, 4, 4, {}, {"a": 1, "b": 1}, workers, 2)["seconds_left"] == 8 + 4
+
+
+def test_failures_of_clips_that_a_changed_video_had_before_are_forgotten(tmp_path, pipeline):
+    module, store = pipeline("cache_latents"), OutputStore(str(tmp_path / "out"))
+    videos = [video_row(VideoSource(f"/{name}.mp4", 1, version), (Span(("x",)),)) for name, version in ("a2", "b1")]
+    former = video_row(VideoSource("/a.mp4", 1, "1"), (Span(("x",)),))
+    clip = dict.fromkeys(("start_s", "end_s", "fps", "num_frames", "height_px", "width_px", "variant"), 1)
+    clip |= {"caption": "x", "content_hash": "", "size_bytes": 1, "version": "1"}
+    planned = [
+        clip | {"clip_id": f"clip {n}", "video_uri": video["uri"], "video_key": video_key(video)}
+        for n, video in enumerate([former, *videos])
+    ]
+    store.write_shard(PLANNED, build_table(PLANNED, planned, {}))
+    failures = [
+        failure_row(name, "encode_clips", "VideoError", "changed", 3) for name in ("clip 0", "clip 2", "/c.mp4")
+    ]
+    store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
+    failed = {row["id"]: 3 for row in failures}
+    config = module.CacheLatentsConfig(videos="/", output=store.uri, base_model="sprites")
+    plan = module.plan_clips(config, videos, failed, {}, store)
+    assert dict(zip(plan["clip_id"].to_pylist(), plan["attempt"].to_pylist(), strict=True)) == {
+        "clip 1": 1,
+        "clip 2": 4,
+    }
+    assert store.failures(LATENTS)["id"].to_pylist() == ["/c.mp4", "clip 2"]

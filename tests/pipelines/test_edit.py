@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from simda.data.schema import FAILURES
+from simda import runtime
+from simda.data.schema import FAILURES, GENERATED
 from simda.data.store import OutputStore
 from simda.data.video_io import read_all_frames, write_video
 from simda.models.adapter_state import adapter_identity, read_adapter_header
 from simda.sprites import world
+from simda.telemetry import BYTES, DEVICE_TIME, ROWS
 
 SETTINGS = (
     "base_model=sprites",
@@ -44,23 +47,33 @@ def edits(tmp_path: Path) -> Path:
 
 
 def videos_of(folder: Path, kind: str = "videos") -> dict[str, np.ndarray]:
-    return {path.stem: read_all_frames(str(path)) for path in (folder / kind).iterdir()}
+    return {path.stem: read_all_frames(str(path)) for path in (folder / kind).glob("[!.]*")}
 
 
 def times_of_tuned(out: Path) -> dict[Path, int]:
     """When each tuned adapter was written."""
-    return {path: path.stat().st_mtime_ns for path in (out / "tuned").glob("*/*.safetensors")}
+    return {path: path.stat().st_mtime_ns for path in (out / "tuned").glob("*/[!.]*.safetensors")}
 
 
 @pytest.mark.ray
-def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(local_ray, run, kill, edits, tmp_path):
+def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(
+    local_ray, run, kill, edits, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     words = (*SETTINGS, f"edits={edits}", f"output={out}")
-    kill("edit", words, lambda: list((out / "tuned").glob("*/*.safetensors")))
+    kill("edit", words, lambda: list((out / "tuned").glob("*/[!.]*.safetensors")))
     kept = times_of_tuned(out)
+    before = OutputStore(str(out)).ids(GENERATED)
+    told: Counter = Counter()
+    monkeypatch.setattr(runtime, "record_metric", lambda metric, value, _: told.update({metric.name: value}))
     code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_clips"]) == (0, 3, 2), err
     assert kept.items() <= times_of_tuned(out).items()
+    written = [path for kind in ("videos", "comparisons") for path in (out / kind).glob("[!.]*")]
+    assert told[BYTES.name] == sum(path.stat().st_size for path in written if path.stem not in before)
+    # Where the kill came late, nothing was left to do.
+    assert (told[DEVICE_TIME.name] > 0) == (len(before) < 3)
+    assert told[ROWS.name] == 3 - len(before)
     tuned = {adapter_identity(str(folder)) for folder in (out / "tuned").iterdir()}
     rows = {row["prompt_id"]: row for row in pq.read_table(out / "data").to_pylist()}
     assert {row["adapter"] for row in rows.values()} == tuned
@@ -80,14 +93,22 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(l
 
     # What is left after a stop: one video, and the adapters of its clip.
     (out / "_manifest.json").unlink()
-    for shard in (out / "data").iterdir():
+    for shard in (out / "data").glob("[!.]*"):
         if "c" in pq.read_table(shard)["prompt_id"].to_pylist():
             shard.unlink()
     times = times_of_tuned(out)
+    code, summary, _ = run("edit", *words, "--dry-run", "expected_seconds_per_video=1000")
+    # Both clips are tuned on, and two rows of this output tell more than what was expected.
+    assert (code, summary["num_to_edit"], summary["seconds_left"] < 100) == (0, 1, True)
     code, summary, err = run("edit", *words)
     assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 1), err
     assert times_of_tuned(out) == times
     assert np.array_equal(videos_of(out)["c"], videos["c"])
+
+    # A row that was changed under its id is not taken for its former self.
+    edits.write_text(edits.read_text().replace("a green ring", "a cyan ring"))
+    code, _, err = run("edit", *words)
+    assert (code, "b: prompt: 'a green ring' -> 'a cyan ring'" in err) == (2, True), err
 
 
 @pytest.mark.ray
@@ -118,6 +139,7 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
         ("a,x.mp4,a star,a ring", "clips.width_px=30", "multiples of 4"),
         ("a,x.mp4,a star,a ring", "adapter={d}/nowhere", "there is no"),
         ("a,x.mp4,a star,a ring", "fresh_adapter.temporal_kernel=4", "temporal_kernel=4; it is odd"),
+        ("a,x.mp4,a star,a ring", "sampling.num_inference_steps=1001", "the noise schedule has 1000 timesteps"),
         ("a,x.mp4,a star,a ring", "tuning.steps=4", "unknown setting"),
         ("a,x.mp4,a star,a ring", "sampling.guidance_end=0", "0 <= start < end <= 1"),
         ("a,x.mp4,a star,a ring", "inversion_free.strength=0.5", "inversion_free: no effect with method=inversion"),
@@ -137,13 +159,3 @@ def test_bad_input_stops_it_before_it_starts(run, pipeline, edits, tmp_path, req
     code, _, err = run("edit", *SETTINGS, *words)
     assert (code, message in err) == (2, True), err
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.ray
-def test_a_row_that_was_changed_under_its_id_is_refused(local_ray, run, edits, tmp_path):
-    words = (*SETTINGS, "tuning.num_steps=0", f"edits={edits}", f"output={tmp_path}/out")
-    assert run("edit", *words)[0] == 0
-    edits.write_text(edits.read_text().replace("a green ring", "a cyan ring"))
-    code, _, err = run("edit", *words)
-    assert code == 2
-    assert "b: prompt: 'a green ring' -> 'a cyan ring'" in err

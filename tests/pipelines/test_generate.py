@@ -6,12 +6,9 @@ import json
 import random
 import re
 import shutil
-import time
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -22,7 +19,9 @@ from simda.data.video_io import probe, read_all_frames, read_video_metadata
 from simda.models.adapter_state import adapter_identity, save_adapter
 from simda.models.base_models import load_base_model, unet_identity
 from simda.models.video_unet import adapter_parameters, inject_adapters
+from simda.runtime import run_command
 from simda.stages.generate_videos import COMMON_SETTINGS
+from tests.process_faults import worker_killed
 
 SETTINGS = (
     "base_model=sprites",
@@ -57,17 +56,30 @@ def write_prompts(path: Path, names: str, head: str = "prompt_id,prompt,seed,num
 
 
 def videos_of(folder: Path) -> dict[str, np.ndarray]:
-    return {path.stem: read_all_frames(str(path)) for path in (folder / "videos").iterdir()}
+    """By name; without what a killed writer left under a temporary one."""
+    return {path.stem: read_all_frames(str(path)) for path in (folder / "videos").glob("[!.]*")}
+
+
+@pytest.fixture(scope="module")
+def apart(local_ray, pipeline, adapter, tmp_path_factory) -> tuple[str, ...]:
+    """Two rows were generated one by one: the words of the command, the output last."""
+    folder, generate = tmp_path_factory.mktemp("apart"), pipeline("generate")
+    prompts = write_prompts(folder / "ba.csv", "ba")
+    words = (*SETTINGS, f"adapter={adapter}", prompts, "batch_size=1", f"output={folder}/out")
+    assert run_command(generate.GenerateConfig, generate.run, generate.dry_run, list(words)) == 0
+    return words
+
+
+def output_of(words: tuple[str, ...]) -> Path:
+    return Path(words[-1].removeprefix("output="))
 
 
 @pytest.mark.ray
-def test_a_row_gives_the_same_video_alone_in_a_batch_and_in_any_order(local_ray, run, adapter, tmp_path):
+def test_a_row_gives_the_same_video_alone_in_a_batch_and_in_any_order(local_ray, run, adapter, apart, tmp_path):
     together = (write_prompts(tmp_path / "abc.csv", "abc"), f"output={tmp_path}/abc", "batch_size=3")
-    apart = (write_prompts(tmp_path / "ba.csv", "ba"), f"output={tmp_path}/ba", "batch_size=1")
-    for words in (together, apart):
-        code, summary, err = run("generate", *SETTINGS, f"adapter={adapter}", *words)
-        assert (code, summary["num_failed"]) == (0, 0), err
-    one, other = videos_of(tmp_path / "abc"), videos_of(tmp_path / "ba")
+    code, summary, err = run("generate", *SETTINGS, f"adapter={adapter}", *together)
+    assert (code, summary["num_failed"]) == (0, 0), err
+    one, other = videos_of(tmp_path / "abc"), videos_of(output_of(apart))
     for name in "ab":
         assert np.abs(one[name].astype(int) - other[name]).max() <= 1
     assert np.abs(one["a"].astype(int) - one["b"]).max() > 50
@@ -102,6 +114,8 @@ def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, t
     table = OutputStore(f"{tmp_path}/out").read_table(GENERATED).to_pylist()
     assert sorted(row["scheduler"] for row in table) == ["DDIMScheduler"] * 2 + ["DPMSolverMultistepScheduler"] * 2
     assert len({row["seed"] for row in table}) == 4
+    some = run("generate", *words, "num_videos_per_prompt=3", "max_prompts=1", "--dry-run")[1]
+    assert (some["num_rows"], some["num_to_generate"]) == (3, 1)
     assert {row["prompt"] for row in table} == {"a red star", hostile.strip()}
     for row in table:
         assert re.fullmatch(f"videos/[0-9a-f]{{2}}/{row['prompt_id']}.mp4", row["video_uri"])
@@ -110,36 +124,12 @@ def test_more_videos_of_each_prompt_and_more_prompts_are_added(local_ray, run, t
     assert {path.name for path in tmp_path.iterdir()} == {"p.jsonl", "out"}
 
 
-def is_generating(process: psutil.Process) -> bool:
-    """Whether it is a worker of the command; not one that ended while it was looked at."""
-    try:
-        return "GenerateVideos" in "".join(process.cmdline())
-    except psutil.Error:
-        return False
-
-
 @pytest.mark.ray
 def test_a_worker_that_is_killed_costs_nothing(local_ray, run, tmp_path):
     words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), f"output={tmp_path}/out")
-    words += ("batch_size=1", "workers.num_workers=1", "sampling.num_inference_steps=30")
-    killed, complete = [], []
-
-    def kill_a_worker() -> None:
-        give_up = time.monotonic() + 120
-        while not killed and time.monotonic() < give_up:
-            if any((tmp_path / "out" / "videos").glob("*.mp4")):
-                family = psutil.Process().children(recursive=True)
-                killed.extend(filter(is_generating, family))
-            time.sleep(0.02)
-        for process in killed[:1]:
-            process.kill()
-            complete.append((tmp_path / "out" / "_manifest.json").exists())
-
-    killer = Thread(target=kill_a_worker)
-    killer.start()
-    code, summary, err = run("generate", *words)
-    killer.join()
-    assert complete == [False]
+    words += ("batch_size=1", "workers.num_workers=1", "sampling.num_inference_steps=12")
+    with worker_killed("GenerateVideos", lambda: any((tmp_path / "out" / "videos").glob("[!.]*.mp4"))):
+        code, summary, err = run("generate", *words)
     assert (code, summary["num_done"], summary["num_failed"]) == (0, 3, 0), err
     assert {name: len(frames) for name, frames in videos_of(tmp_path / "out").items()} == {"a": 3, "b": 3, "c": 5}
 
@@ -168,69 +158,54 @@ def test_a_row_that_was_changed_is_not_taken_for_its_former_self(run, pipeline, 
 
 
 @pytest.mark.ray
-def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(local_ray, run, kill, tmp_path):
-    """The first is killed then, and does not stand in the way of a third."""
-    words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
-    out = tmp_path / "out"
-    refused = {}
-
-    def run_beside() -> bool:
-        if not any((out / "videos").glob("*.mp4")):
-            return False
-        refused["code"], _, refused["err"] = run("generate", *words, f"output={out}")
-        return True
-
-    kill("generate", (*words, f"output={out}"), run_beside)
-    assert (refused["code"], f"output={out} is being written to by another run" in refused["err"]) == (2, True), refused
-    code, summary, err = run("generate", *words, f"output={out}")
-    assert (code, summary["num_done"], summary["num_failed"]) == (0, 3, 0), err
-    assert OutputStore(str(out)).read_table(GENERATED)["prompt_id"].to_pylist() == ["a", "b", "c"]
-    assert {name: len(frames) for name, frames in videos_of(out).items()} == {"a": 3, "b": 3, "c": 5}
-
-
-@pytest.mark.ray
-def test_a_second_run_makes_only_what_is_missing(local_ray, run, tmp_path):
-    words = (
-        *SETTINGS,
-        "adapter=none",
-        write_prompts(tmp_path / "p.csv", "ab"),
-        f"output={tmp_path}/out",
-        "batch_size=1",
-    )
-    assert run("generate", *words)[1]["num_new"] == 2
-    first = videos_of(tmp_path / "out")
+def test_a_second_run_makes_only_what_is_missing(local_ray, run, apart, tmp_path):
+    out, words = tmp_path / "out", (*apart, f"output={tmp_path}/out")
+    shutil.copytree(output_of(apart), out)
+    first = videos_of(out)
+    assert first.keys() == {"a", "b"}
     assert run("generate", *words)[1]["num_new"] == 0
-    shard = OutputStore(f"{tmp_path}/out").shard_names(GENERATED)[0]
-    (tmp_path / "out" / shard).unlink()
-    shutil.rmtree(tmp_path / "out" / "videos")
-    (tmp_path / "out" / "videos").mkdir()
+    (out / OutputStore(str(out)).shard_names(GENERATED)[0]).unlink()
+    shutil.rmtree(out / "videos")
+    (out / "videos").mkdir()
     code, summary, _ = run("generate", *words)
     assert (code, summary["num_new"], summary["num_done"]) == (0, 1, 2)
-    for name, frames in videos_of(tmp_path / "out").items():
-        assert np.array_equal(frames, first[name])
+    ((name, frames),) = videos_of(out).items()
+    assert np.array_equal(frames, first[name])
 
 
 @pytest.mark.ray
 def test_killed_and_run_again_it_makes_the_videos_of_an_undisturbed_run(local_ray, run, kill, tmp_path):
-    """Killed at one of several moments: as a video or a row's file is being written, or just was."""
+    """Killed at one of several moments: as a video or a row's file is being written, or just was.
+
+    A second run on the same output is refused while the first one is at work; killed, that one stands in nobody's way.
+    """
     words = (*SETTINGS, "adapter=none", write_prompts(tmp_path / "p.csv", "abc"), "batch_size=1")
-    out = tmp_path / "out"
+    out, refused = tmp_path / "out", {}
     pattern, number = random.choice([(kind, number) for kind in ("videos/*", "data/*") for number in (1, 2)])
-    kill("generate", (*words, f"output={out}"), lambda: len(list(out.glob(pattern))) >= number)
+
+    def run_beside_and_wait() -> bool:
+        if not refused and (out / "config.yaml").exists():
+            refused["code"], _, refused["err"] = run("generate", *words, f"output={out}")
+        return len(list(out.glob(pattern))) >= number
+
+    kill("generate", (*words, f"output={out}"), run_beside_and_wait)
+    assert (refused["code"], f"output={out} is being written to by another run" in refused["err"]) == (2, True), refused
     assert not (out / "_manifest.json").exists()
     before = files_of(out / "data")
     code, summary, err = run("generate", *words, f"output={out}")
     assert (code, summary["num_done"], summary["num_new"]) == (0, 3, 3 - len(before)), (pattern, number, err)
     assert before.items() <= files_of(out / "data").items()
+    assert sorted(OutputStore(str(out)).read_table(GENERATED)["prompt_id"].to_pylist()) == ["a", "b", "c"]
 
     assert run("generate", *words, f"output={tmp_path}/undisturbed")[0] == 0
-    assert {path.name for path in (out / "videos").iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
-    for name, frames in videos_of(tmp_path / "undisturbed").items():
-        assert np.array_equal(videos_of(out)[name], frames)
+    wanted, found = videos_of(tmp_path / "undisturbed"), videos_of(out)
+    assert found.keys() == wanted.keys() == {"a", "b", "c"}
+    for name, frames in wanted.items():
+        assert np.array_equal(found[name], frames)
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.parquet")}
 
 
 def test_all_faults_of_a_prompts_file_are_told_together(run, pipeline, tmp_path, request):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
+from tests.s3_faults import Door
 
 PIPELINE = Path(__file__).parents[2] / "pipelines" / "generate.py"
 SETTINGS = (
@@ -29,70 +29,14 @@ SETTINGS = (
 )
 BUCKET = "videos"
 PROMPTS = "prompt_id,prompt,seed\na,a red star,1\nb,a ring,2\nc,a white square,3\nd,a star,4\n"
-# In front of a server whose memory must outlive it: to the clients, killing this is killing the server.
-DOOR = """
-import asyncio, sys
-
-async def pump(reader, writer):
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    finally:
-        writer.close()
-
-async def serve(reader, writer):
-    there = await asyncio.open_connection("127.0.0.1", int(sys.argv[2]))
-    await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
-
-async def main():
-    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]))
-    print("open", flush=True)
-    await server.serve_forever()
-
-asyncio.run(main())
-"""
-
-
-class Door:
-    """The way to the server, which can be shut and opened again."""
-
-    def __init__(self, server_port: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self._server_port = server_port
-        self.open()
-
-    def open(self) -> None:
-        command = [sys.executable, "-c", DOOR, str(self.port), str(self._server_port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert self._process.stdout
-        assert self._process.stdout.readline() == b"open\n"
-
-    def shut(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 @pytest.fixture
-def bucket(monkeypatch) -> Iterator[tuple[Any, Door]]:
-    """A client of the server itself, which has the bucket, and the door for all others."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    port = server.get_host_and_port()[1]
-    door = Door(port)
-    access = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    for name, value in {**access, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.port}"}.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-    client.create_bucket(Bucket=BUCKET)
+def bucket(s3_door) -> tuple[Any, Door]:
+    """A client of the server itself, which has the prompts in a bucket, and the door for all others."""
+    client, door = s3_door(BUCKET)
     client.put_object(Bucket=BUCKET, Key="prompts.csv", Body=PROMPTS.encode())
-    yield client, door
-    door.shut()
-    server.stop()
+    return client, door
 
 
 def files_of(client: Any) -> dict[str, bytes]:

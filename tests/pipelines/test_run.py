@@ -54,8 +54,8 @@ def other_commands(tmp_path) -> Path:
     (folder / "crash.py").write_text(checked + "import os\nos.kill(os.getpid(), 9)\n")
     (folder / "wait.py").write_text(
         checked
-        + "import os, signal\nprint(os.getpid())\n"
-        + 'try:\n    signal.pause()\nexcept KeyboardInterrupt:\n    print(\'{"was": "stopped"}\')\n    sys.exit(1)\n'
+        + "import os, signal\ntry:\n    print(os.getpid())\n    signal.pause()\n"
+        + 'except KeyboardInterrupt:\n    print(\'{"was": "stopped"}\')\n    sys.exit(1)\n'
     )
     return folder / "run.py"
 
@@ -172,6 +172,37 @@ def test_a_dry_run_tells_what_it_cannot_check_yet_from_what_is_wrong(tmp_path):
     assert str(tmp_path / "no") in err
 
 
+def test_a_step_whose_inputs_are_not_there_costs_what_its_plan_expects(other_commands, tmp_path):
+    workers = {"num_workers": 4, "cpus_per_worker": 1.0, "gpus_per_worker": 1.0, "role": "gpu-train"}
+    for name, settings in (("tune", {"workers": workers}), ("judge", {"role": "cpu-decode"}), ("make", {})):
+        shown = yaml.safe_dump({"output": str(tmp_path / name)} | settings)
+        told = "sys.exit(2)" if settings else "print('{}')"
+        lines = ("import sys", f"if '--print-config' in sys.argv:\n    sys.exit(print({shown!r}))", told)
+        other_commands.with_name(f"{name}.py").write_text("\n".join(lines))
+    machines = {"gpu-train": {"per_hour": 10, "cpus": 16, "gpus": 2}, "cpu-decode": {"per_hour": 1, "cpus": 8}}
+    (tmp_path / "prices.yaml").write_text(yaml.safe_dump({"currency": "EUR", "machines": machines}))
+    expected = ({"pipeline": "tune", "expected_seconds": 7200}, {"pipeline": "judge", "expected_seconds": 1800})
+    plan = write_plan(tmp_path, {"pipeline": "make"}, *expected, {"pipeline": "judge"})
+    words = ("--dry-run", "--prices", str(tmp_path / "prices.yaml"))
+    code, summary, _, err = run_plan(plan, *words, script=other_commands)
+    assert code == 0, err
+    cost = summary["cost"]
+    # Two machines for two hours, one for half an hour.
+    assert [step and step["price"] for step in cost["steps"]] == [None, 40, 0.5, None]
+    assert (cost["machine_hours"], cost["price"]) == (4.5, 40.5)
+    assert cost["without_estimate"] == ["make", "judge"]
+    assert "expected_seconds" in summary["steps"][3]["summary"]["estimated_from"]
+
+
+def test_neither_what_only_estimates_look_at_nor_what_auto_came_to_makes_a_step_run_again(pipeline, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"output: {tmp_path}\nseed: 1\nexpected_clips_per_s: null\nprecision: bf16\n")
+    (tmp_path / "_manifest.json").write_text('{"complete": true, "num_rows": 2}')
+    settings = {"output": str(tmp_path), "seed": 1, "expected_clips_per_s": 3.5, "precision": "auto"}
+    assert pipeline("run").finished_summary(settings)["num_rows"] == 2
+    assert pipeline("run").finished_summary(settings | {"seed": 2}) is None
+    assert pipeline("run").finished_summary(settings | {"precision": "fp32"}) is None
+
+
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Inner:
     """Settings of several kinds."""
@@ -216,7 +247,13 @@ def test_the_plan_for_the_laptop_is_the_demo(pipeline):
 
 def test_the_plan_for_the_cluster_hands_each_output_to_the_next_step(pipeline):
     plan = load_config(pipeline("run").RunConfig, str(ROOT / "pipelines/configs/run.yaml"), [])
-    configs = dict(config_of(pipeline, step.pipeline, step.config, []) for step in plan.steps)
+    configs = dict(
+        config_of(pipeline, step.pipeline, step.config, list(pipeline("run").words_of(step.settings)))
+        for step in plan.steps
+    )
     assert configs["train"].latents == configs["cache_latents"].output
     assert configs["generate"].adapter == f"{configs['train'].output}/adapter"
-    assert len({configs[name].base_model for name in configs}) == 1
+    assert configs["upscale"].videos == configs["evaluate"].baseline == configs["generate"].output
+    assert configs["evaluate"].generated == configs["upscale"].output
+    assert list(configs) == ["cache_latents", "train", "generate", "upscale", "evaluate"]
+    assert len({configs[name].base_model for name in ("cache_latents", "train", "generate")}) == 1

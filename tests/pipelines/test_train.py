@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -30,12 +31,18 @@ from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
+from simda.training.metrics_log import read_metrics
+from simda.training.notices import Notices, WorkerLeavesError
 from simda.training.ranks import Ranks
 from simda.training.step import AdapterTrainer, native_precision
 from simda.training.training_plan import build_trainer, build_validation_objective
+from simda.training.worker import train_to_the_end
+from tests.process_faults import as_soon_as, worker_killed, workers
 
 CAPTIONS = ("a red ball", "a blue box", "")
 NUM_STEPS = 12
+TRAINING = "ray::RayTrainWorker"
+"""What Ray calls the processes that train."""
 SETTINGS = (
     "num_frames=3",
     f"num_steps={NUM_STEPS}",
@@ -78,11 +85,12 @@ def base_model(tmp_path_factory) -> str:
 
 
 def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10, spoilt: int | None = None) -> str:
-    """What `cache_latents` would have written, of random numbers; a spoilt clip has one that is none."""
+    """What `cache_latents` would have written, of random numbers in two buckets; a spoilt clip has one that is none."""
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((num_clips, 4, 4, 8, 8)).astype(np.float16)
+    shapes = [(4, 4, 8, 8) if number < 0.6 * num_clips else (4, 4, 8, 4) for number in range(num_clips)]
+    latents = [rng.standard_normal(shape).astype(np.float16) for shape in shapes]
     if spoilt is not None:
-        latents[spoilt] = np.nan
+        latents[spoilt][:] = np.nan
     store = OutputStore(str(folder))
     provenance = {part: {"identity": identity} for part, identity in models.items()}
     rows = [
@@ -94,7 +102,7 @@ def write_latents(folder: Path, models: dict[str, str], num_clips: int = 10, spo
             "fps": 8.0,
             "num_frames": 4,
             "height_px": 32,
-            "width_px": 32,
+            "width_px": 4 * shapes[number][3],
             "caption": CAPTIONS[number % 2],
             "decoder": "decord",
             **tensor_columns("latents", latents[number]),
@@ -124,7 +132,7 @@ def models(base_model: str) -> dict[str, str]:
 def words(base_model: str, models: dict[str, str], tmp_path_factory) -> tuple[str, ...]:
     """The settings of all runs here, but for the output."""
     latents = write_latents(tmp_path_factory.mktemp("latents"), models)
-    return (f"latents={latents}", f"base_model={base_model}", *SETTINGS)
+    return (f"latents={latents}", f"images={{latents: {latents}, share: 0.25}}", f"base_model={base_model}", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +148,16 @@ def finished(words: tuple[str, ...], tmp_path_factory, local_ray, kill, train) -
     latest = output / "checkpoints" / "step-00000004"
     kill("train", (*words, f"output={output}"), (latest / "checkpoint.json").exists)
     assert not (output / "_manifest.json").exists()
-    for checkpoint in (output / "checkpoints").glob("step-*"):
-        if checkpoint >= latest:
-            flip_a_bit(checkpoint / "trainer_state.pt")
+    for trainer_state in (output / "checkpoints").glob("step-*/trainer_state.pt"):
+        if trainer_state.parent >= latest:
+            flip_a_bit(trainer_state)
     told = io.StringIO()
-    with killed_worker(latest / "checkpoint.json"), redirect_stderr(told):
+    written = (latest / "checkpoint.json").stat().st_mtime_ns
+
+    def is_written_again() -> bool:
+        return (latest / "checkpoint.json").exists() and (latest / "checkpoint.json").stat().st_mtime_ns > written
+
+    with worker_killed(TRAINING, is_written_again, num_workers=2), redirect_stderr(told):
         assert run_command(train.TrainConfig, train.run, train.dry_run, [*words, f"output={output}"]) == 0
     (output.parent / "told.txt").write_text(told.getvalue())
     return output
@@ -154,37 +167,6 @@ def flip_a_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-
-
-@contextmanager
-def killed_worker(file: Path) -> Iterator[None]:
-    """Kills one of the two training processes as soon as `file` has been written again, with steps still to do."""
-    done, killed, written = threading.Event(), [], file.stat().st_mtime_ns
-
-    def watch() -> None:
-        workers: list[psutil.Process] = []
-        while not done.wait(0.005):
-            if len(workers) < 2:
-                workers = [child for child in psutil.Process().children(recursive=True) if is_worker(child)]
-            elif file.exists() and file.stat().st_mtime_ns > written:
-                workers[-1].kill()
-                killed.append(workers[-1])
-                return
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-    assert killed, "the run ended before a worker could be killed"
-
-
-def is_worker(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "ray::RayTrainWorker" in " ".join(process.cmdline())
-    return False
 
 
 def train_in_this_process(
@@ -204,9 +186,11 @@ def train_in_this_process(
                     tensor.copy_(sum(parts) / world_size)
                 barrier.wait()
 
+        # Each thread has a number of its own.
+        torch.set_num_threads(1)
         trainer = trainers[rank]
         trainer.ranks = ThreadRanks()
-        return [trainer.step(clips.batch(step, 4, rank, world_size)).loss for step in range(NUM_STEPS)]
+        return [trainer.step(clips.batch(step, rank, world_size)).loss for step in range(NUM_STEPS)]
 
     for rank in range(world_size):
         trainers[rank] = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"), world_size)
@@ -259,13 +243,30 @@ def test_two_workers_over_gloo_are_one_process(finished: Path, words: tuple[str,
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5)
 
 
+def terminate_worker() -> None:
+    (worker,) = workers(TRAINING)
+    worker.terminate()
+
+
 @pytest.mark.ray
 def test_with_room_for_one_of_two_workers_one_does_the_work_of_both(
     finished: Path, words: tuple[str, ...], tmp_path: Path, run, local_ray
 ):
+    """Although the command is terminated, and the worker of the next one."""
     most_of_the_machine = 0.6 * ray.cluster_resources()["CPU"]
     room = (f"workers.cpus_per_worker={most_of_the_machine}", "min_workers=1")
-    code, _, err = run("train", *words, f"output={tmp_path / 'run'}", *room)
+    settings = (*words, f"output={tmp_path / 'run'}", *room, "checkpoint_every=1", "max_worker_failures=1")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with as_soon_as(
+        (checkpoints / "step-00000001" / "checkpoint.json").exists, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    ):
+        code, _, err = run("train", *settings)
+    assert (code, "stopped; run the same command again to go on" in err) == (1, True), err
+    stopped_at = read_metrics(OutputStore(str(tmp_path / "run")))[-1]["step"]
+    assert stopped_at < NUM_STEPS
+    assert Checkpoints(OutputStore(str(tmp_path / "run"))).find().name == f"step-{stopped_at:08d}"
+    with as_soon_as((checkpoints / f"step-{stopped_at + 1:08d}" / "checkpoint.json").exists, terminate_worker):
+        code, _, err = run("train", *settings)
     assert code == 0, err
     expected = adapter_of(finished)
     for name, weight in adapter_of(tmp_path / "run").items():
@@ -279,8 +280,9 @@ def test_a_loss_that_is_not_a_number_stops_at_once_with_the_clip_and_keeps_the_l
     latents = write_latents(tmp_path / "latents", models, spoilt=3)
     output = tmp_path / "run"
     settings = (*words, f"latents={latents}", f"output={output}", "checkpoint_every=1", "num_validation_clips=0")
+    settings += ("workers.num_workers=1",)
     clips = train.open_latents(load_config(train.TrainConfig, None, settings))
-    batches = [clips.batch(step, 4).clip_ids for step in range(NUM_STEPS)]
+    batches = [clips.batch(step).clip_ids for step in range(NUM_STEPS)]
     good_steps = next(step for step, names in enumerate(batches) if "clip-3" in names)
     code, _, err = run("train", *settings)
     assert code == 2
@@ -334,7 +336,48 @@ def train_steps(
     config = load_config(train.TrainConfig, None, [*words, "output=unused", *changes])
     clips = train.open_latents(config)
     trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
-    return trainer, [trainer.step(clips.batch(step, 4)).loss for step in range(num_steps)]
+    return trainer, [trainer.step(clips.batch(step)).loss for step in range(num_steps)]
+
+
+class GivenNotices(Notices):
+    """Stands in for `Notices`, which listens to Ray: gives notices after given steps."""
+
+    def __init__(self, **after: int) -> None:
+        self.after, self.num_steps = after, 0
+
+    def give(self) -> tuple[bool, ...]:
+        self.num_steps += 1
+        return tuple(self.after.get(name) == self.num_steps for name in ("stops", "leaves", "looks"))
+
+    def finds_preemption(self) -> bool:
+        return True
+
+
+def test_notice_is_given_a_checkpoint_of_the_step_from_which_another_run_goes_on_as_if_undisturbed(
+    words: tuple[str, ...], tmp_path: Path, train: ModuleType
+):
+    words = (*words, f"output={tmp_path}", "checkpoint_every=100", "num_validation_clips=0", "peak_tflops=1")
+    config = load_config(train.TrainConfig, None, words)
+    clips, store = train.open_latents(config), OutputStore(str(tmp_path))
+    plan = train.make_plan(config, clips)
+
+    def go_on(**after: int) -> None:
+        trainer = build_trainer(plan, clips, torch.device("cpu"))
+        with Checkpoints(store, 9) as checkpoints:
+            if found := checkpoints.find().name:
+                trainer.load_state_dict(checkpoints.load(found))
+            train_to_the_end(trainer, plan, clips, checkpoints, 0, 1, GivenNotices(**after))
+
+    go_on(looks=1, stops=3)
+    assert [row["step"] for row in read_metrics(store)] == [1, 2, 3]
+    with pytest.raises(WorkerLeavesError, match="step 5 has a checkpoint"):
+        go_on(leaves=2)
+    go_on()
+    steps = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert steps == [1, 3, 5, NUM_STEPS]
+    expected = train_steps(train, words, NUM_STEPS)[1]
+    assert [row["loss"] for row in read_metrics(store)] == expected
+    assert all(0 < row["mfu"] < 1 for row in read_metrics(store))
 
 
 def weights_of(trainer: AdapterTrainer) -> dict[str, torch.Tensor]:
@@ -378,12 +421,16 @@ def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}")
     assert code == 0
-    assert (counts["num_clips"], counts["clip_shape"], counts["num_epochs"]) == (8, [4, 3, 8, 8], 6.0)
+    assert (counts["num_clips"], counts["num_images"], counts["num_epochs"]) == (8, 8, 4.5)
+    assert set(counts["clips_per_shape"]) == {"4x3x8x4", "4x3x8x8"}
     assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
     assert counts["num_parameters"] == sum(
         sites * (2 * width**2 + 6 * width) for width, sites in {32: 3, 96: 3, 128: 4}.items()
     )
+    assert counts["seconds_left"] is None
     assert not list(tmp_path.iterdir())
+    code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}", "expected_clips_per_s=0.5")
+    assert (code, counts["seconds_left"]) == (0, counts["num_steps"] * 4 / 0.5)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +441,10 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("batch_size=3", "batch_size=3 cannot be shared equally by workers.num_workers=2"),
         ("min_workers=3", "min_workers=3 is above workers.num_workers=2"),
         ("workers={num_workers: 3}", "num_workers=3 with num_accumulated=1; use a multiple of 3"),
-        ("num_frames=5", "num_frames=5, but 10 of 10 clips"),
+        ("num_frames=5", "num_frames=5, but all 10 clips"),
+        ("precision=fp16", "precision=fp16 is for GPUs"),
+        ("images={share: 0.5}", "share=0.5 has no effect without images.latents"),
+        ("images.latents=/nowhere", "latents=/nowhere does not exist"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),
         ("base_model=/nowhere", "base_model=/nowhere"),
         ("push_to_hub=mine", "push_to_hub='mine' has no owner"),

@@ -74,6 +74,38 @@ def test_videos_become_larger_and_failures_rows_and_a_second_run_adds_what_is_mi
     # Its output is an input like that of `generate`: ids and words stay.
     code, summary, err = run("upscale", *SETTINGS, f"videos={out}", f"output={tmp_path / 'again'}", "--dry-run")
     assert (code, summary["num_rows"], summary["num_without_prompt"]) == (0, 2, 1), err
+    assert (summary["seconds_left"], "expected_seconds_per_video" in summary["estimated_from"]) == (None, True)
+
+
+@pytest.mark.ray
+def test_killed_and_run_again_it_makes_the_videos_of_an_undisturbed_run(local_ray, run, kill, tmp_path):
+    """While the first run is at work, a second one on its output is refused; killed, it stands in nobody's way."""
+    names, folder = [f"v{number}" for number in range(5)], tmp_path / "five"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        frames = np.random.default_rng(number).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
+        write_video(frames, str(folder / f"{name}.mp4"), 5)
+    words, out, refused = (*SETTINGS, f"videos={folder}", "workers.num_workers=1"), tmp_path / "out", {}
+
+    def run_beside() -> bool:
+        if not list(out.glob("videos/[!.]*.mp4")):
+            return False
+        refused["code"], _, refused["err"] = run("upscale", *words, f"output={out}")
+        return True
+
+    kill("upscale", (*words, f"output={out}"), run_beside)
+    assert (refused["code"], f"output={out} is being written to by another run" in refused["err"]) == (2, True), refused
+    assert not (out / "_manifest.json").exists()
+    written = len(OutputStore(str(out)).ids(GENERATED))
+    code, summary, err = run("upscale", *words, f"output={out}")
+    assert (code, summary["num_done"], summary["num_new"]) == (0, 5, 5 - written), err
+
+    code, summary, err = run("upscale", *words, f"output={tmp_path}/undisturbed")
+    assert (code, summary["num_done"]) == (0, 5), err
+    rows, wanted = (OutputStore(str(at)).read_table(GENERATED) for at in (out, tmp_path / "undisturbed"))
+    assert rows.drop_columns("seconds").sort_by("prompt_id") == wanted.drop_columns("seconds").sort_by("prompt_id")
+    for uri in rows["video_uri"].to_pylist():
+        assert (out / uri).read_bytes() == (tmp_path / "undisturbed" / uri).read_bytes()
 
 
 @pytest.mark.parametrize(

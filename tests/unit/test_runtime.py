@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic.dataclasses import dataclass
+from ray.exceptions import RayError, RayTaskError, UserCodeException
 
 from simda.config import CONFIG_RULES
-from simda.errors import ConfigError, InputError
+from simda.errors import ConfigError, InputError, StorageError
 from simda.runtime import ray_session, run_command, with_progress
 
 
@@ -93,3 +95,20 @@ def test_one_machine_has_no_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="role=gpu-train: one machine has no roles"), ray_session(None, "gpu-train"):
         pass
+
+
+def fail_as_a_stage_does(_: Settings) -> dict[str, Any]:
+    """A full disk in a stage, as it reaches the driver: through two wrappers, and a pickle that drops the cause."""
+    try:
+        try:
+            raise StorageError("/out/a.parquet cannot be written: No space left on device; free it")
+        except StorageError as error:
+            raise UserCodeException("UDF failed to process a data block.") from error
+    except UserCodeException as error:
+        told = RayTaskError("submit", traceback.format_exc(), error)
+    raise RayError.from_bytes(told.to_bytes()).as_instanceof_cause()
+
+
+def test_a_storage_fault_in_a_stage_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(Settings, fail_as_a_stage_does, dry_run, []) == 1
+    assert capsys.readouterr().err == "error: /out/a.parquet cannot be written: No space left on device; free it\n"

@@ -66,7 +66,9 @@ def test_what_workers_tell_of_a_row_is_recorded():
 
 def test_training_counts_clips_between_lines_and_nothing_twice_after_a_restart():
     record = Recorded()
-    telemetry = TrainingTelemetry(batch_size=4, num_workers=2, device="cpu", record=record)
+    telemetry = TrainingTelemetry(
+        batch_size=4, num_workers=2, device="cpu", checkpoint_every=20, checkpoint_bytes=1000, record=record
+    )
 
     def line(step: int, seconds: float, data_wait: float) -> dict[str, float]:
         return {"step": step, "seconds": seconds, "data_wait": data_wait, "loss": 0.5, "clips_per_s": 1.0}
@@ -76,6 +78,7 @@ def test_training_counts_clips_between_lines_and_nothing_twice_after_a_restart()
         telemetry.add(row)
     assert record.of(ROWS, stage="train", outcome="done") == [40, 40]
     assert record.of(DEVICE_TIME, stage="train", device="cpu") == pytest.approx([10.0, 10.0])
+    assert sum(record.of(BYTES, stage="train")) == 2000
 
 
 def test_names_are_prometheus_names_of_this_project():

@@ -111,6 +111,7 @@ def test_names_and_limits() -> None:
     for arguments, message in (
         (("heun",), "known are ddim, ddpm"),
         (("lcm", 51), "lcm has at most 50"),
+        (("ddim", 1001), "num_inference_steps=1001; the noise schedule has 1000"),
         (("euler", 20, 0.5), "EulerDiscreteScheduler does not know it"),
         (("ddim", 20, 1.5), "eta=1.5"),
         (("ddim", 20, 0.0, 2.0), "timestep_shift=2.0: DDIMScheduler chooses its own"),

@@ -97,7 +97,7 @@ import os
 import torch
 from diffusers import UNet2DConditionModel
 from simda.errors import ConfigError
-from simda.generation.compilation import compile_network
+from simda.models.compilation import compile_network
 from simda.models.video_unet import adapter_parameters, inject_adapters, predict
 
 torch.manual_seed(0)
@@ -132,5 +132,5 @@ def test_a_compiled_network_changes_nothing_but_the_last_bits_and_a_machine_with
     done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     without, compiled = done.stdout.splitlines()
-    assert without.startswith("speed.compiled=true: torch.compile does not work on this machine for cpu")
+    assert without.startswith("compiled=true: torch.compile does not work on this machine for cpu")
     assert compiled == "tensor(True) 0"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 
 from simda.models.attention_product import attend
+from simda.models.text_attention import AttendProcessor
 
 
 def inputs(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -41,3 +43,14 @@ def test_autocast_decides_the_precision_of_float32_inputs() -> None:
 def test_large_scores_do_not_overflow() -> None:
     q, k, v = (1e3 * part.detach() for part in inputs(torch.bfloat16))
     assert attend(q, k, v).isfinite().all()
+
+
+@pytest.mark.parametrize("context_width", [None, 6])
+def test_the_processor_is_the_stock_one(context_width: int | None) -> None:
+    torch.manual_seed(0)
+    attention = Attention(12, cross_attention_dim=context_width, heads=3, dim_head=4)
+    tokens = torch.randn(2, 5, 12)
+    context = None if context_width is None else torch.randn(2, 7, context_width)
+    expected = attention(tokens, encoder_hidden_states=context)
+    attention.set_processor(AttendProcessor())
+    torch.testing.assert_close(attention(tokens, encoder_hidden_states=context), expected)

@@ -16,9 +16,9 @@ CAPTIONS = ["a red star moving left on a navy background", ""]
 
 def test_token_ids_are_what_the_embeddings_are_made_of(tmp_path: Path) -> None:
     common = {"base_model": "sprites", "output": str(tmp_path), "device": "cpu", "threads": 1, "provenance": {}}
-    batch = {"caption": np.array(CAPTIONS, dtype=object)}
-    told = TokenizeCaptions(**common)(batch)
-    assert EncodeCaptions(**common)(batch) == told
+    shard = {"rows": [{"caption": caption} for caption in CAPTIONS]}
+    told = TokenizeCaptions(**common)(shard)
+    assert EncodeCaptions(**common)(shard) == told
     store = OutputStore(str(tmp_path))
     embeddings = {
         row["caption"]: read_tensor(row, "prompt_embeds") for row in store.read_table(TEXT_EMBEDDINGS).to_pylist()

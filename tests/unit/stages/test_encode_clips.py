@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def encode(
         **{"dtype": "float16"} | (settings or {}),
     )
     rows = planned or plan(videos, clips)
-    told = stage({name: np.array([row[name] for row in rows]) for name in rows[0]})
-    stage.reader.close()
-    return told, OutputStore(str(output))
+    told = stage({"rows": rows})
+    stage.close()
+    return {name: [row[name] for row in told] for name in told[0]}, OutputStore(str(output))
 
 
 def test_a_clip_is_encoded_or_filtered_or_failed(videos: dict[str, str], tmp_path: Path) -> None:
@@ -99,14 +100,14 @@ def test_a_video_that_was_changed_or_is_gone_since_its_plan_is_a_failure(videos,
     assert "was changed since its clips were planned" in messages["moving"]
 
 
-def test_without_filters_the_table_is_the_same_with_and_without_them(videos: dict[str, str], tmp_path: Path) -> None:
+def test_neither_filters_that_pass_nor_more_decoders_change_a_row(videos: dict[str, str], tmp_path: Path) -> None:
     del videos["broken"]
     told, store = encode(tmp_path / "all", videos)
     assert told["filter"] == ["", "", ""]
     assert store.shard_names(FILTERED) == []
     rows = {row["clip_id"]: row for row in store.read_table(LATENTS).to_pylist()}
     assert set(rows) == set(videos)
-    _, filtered = encode(tmp_path / "some", videos, static_below=1)
+    _, filtered = encode(tmp_path / "some", videos, settings={"num_decoders": 3}, static_below=1)
     assert filtered.read_table(LATENTS).to_pylist() == [rows["moving"]]
 
 
@@ -178,3 +179,22 @@ def test_for_an_upscaler_the_frames_are_kept_in_low_resolution(videos: dict[str,
     assert np.array_equal(read_tensor(row, "low_res"), make_low_res(read_all_frames(videos["moving"])))
     _, store = encode(tmp_path / "other", moving)
     assert store.read_table(LATENTS).to_pylist()[0]["low_res"] is None
+
+
+def test_shards_at_the_same_time_give_the_rows_that_they_give_one_after_the_other(videos, tmp_path: Path) -> None:
+    clips = [Clip(f"{name}-{n}", videos[name], 0.0, 0.5, 8.0, 4, "x", 64, 64) for n in range(6) for name in videos]
+    shards = [{"rows": plan(videos, clips[start : start + 4])} for start in range(0, len(clips), 4)]
+    tables, told = [], []
+    for num_threads in (1, 2):
+        output = str(tmp_path / str(num_threads))
+        stage = EncodeClips(
+            base_model="sprites", output=output, device="cpu", threads=1, provenance={}, dtype="float16", num_decoders=2
+        )
+        with ThreadPoolExecutor(num_threads) as callers:
+            results = list(callers.map(stage, shards))
+        stage.close()
+        told.append([(row["clip_id"], row["error_type"], row["device_s"] > 0) for rows in results for row in rows])
+        tables.append([OutputStore(output).read_table(kind) for kind in (LATENTS, FAILURES)])
+    assert told[0] == told[1]
+    assert tables[0][0] == tables[1][0]
+    assert [table["id"].to_pylist() for _, table in tables] == [[f"broken-{n}" for n in range(6)]] * 2

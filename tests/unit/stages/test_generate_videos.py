@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from simda.data import uris
 from simda.data.schema import FAILURES, GENERATED
 from simda.data.video_io import read_all_frames, read_video_metadata
 from simda.errors import StorageError
@@ -56,14 +58,8 @@ def make_stage(base_model, tmp_path):
     def make(name: str, **changes: Any) -> GenerateVideos:
         settings = {"dtype": "float32", "device": "cpu", "threads": 1, "provenance": {"libraries": {"simda": "1"}}}
         identities = {"base": "b", "adapter": None}
-        return GenerateVideos(
-            base_model=base_model,
-            adapter=None,
-            output=f"{tmp_path}/{name}",
-            identities=identities,
-            **settings,
-            **changes,
-        )
+        settings |= {"output": f"{tmp_path}/{name}"} | changes
+        return GenerateVideos(base_model=base_model, adapter=None, identities=identities, **settings)
 
     return make
 
@@ -239,3 +235,23 @@ def test_files_of_an_output_stay_in_it(make_stage, tmp_path: Path):
     stage({"rows": [row_of(0, prompt="../../x"), row_of(1, prompt="/etc/passwd\x00")]})
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "videos", "gif", "frames"}
+
+
+def test_s3_that_is_gone_for_good_stops_the_job_and_costs_no_row(make_stage, s3_bucket, monkeypatch, tmp_path):
+    monkeypatch.setattr(uris, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(uris, "S3_ATTEMPTS", 1)
+    stage = make_stage("unused", output=f"{s3_bucket}/out")
+    stage({"rows": [row_of(0)]})
+    with monkeypatch.context() as gone, socket.create_server(("127.0.0.1", 0)) as free:
+        gone.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+        free.close()
+        with pytest.raises(StorageError, match="the storage did not answer"):
+            stage({"rows": [row_of(1)]})
+    assert stage.store.ids(FAILURES) == set()
+    stage({"rows": [row_of(1)]})
+    assert stage.store.ids(GENERATED) == {"row-0", "row-1"}
+    undisturbed = make_stage("undisturbed")
+    for number in (0, 1):
+        undisturbed({"rows": [row_of(number)]})
+        wanted = (tmp_path / "undisturbed" / "videos" / f"row-{number}.mp4").read_bytes()
+        assert uris.read_bytes(f"{s3_bucket}/out/videos/row-{number}.mp4") == wanted

@@ -58,6 +58,8 @@ def test_videos_become_rows_and_failures(make_stage, tmp_path):
     stage, store = make_stage("one")
     told = [stage(row(name, tmp_path)) for name in ("short", "long", "absent")]
     assert [each["error_type"] for each in told] == ["", "VideoError", "VideoError"]
+    assert [bool(each["device_s"]) for each in told] == [True, False, False]
+    assert [each["num_bytes"] for each in told] == [(tmp_path / "one/videos/short.mp4").stat().st_size, 0, 0]
     (done,) = store.read_table(GENERATED).to_pylist()
     wanted = {
         "prompt_id": "short",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from simda.data import uris
 from simda.data.store import OutputStore
 from simda.errors import InputError, StorageError
 from simda.training.checkpoint import Checkpoints, FoundCheckpoint, pack_state, unpack_state
+from tests.s3_faults import FaultyProxy
+
+SAVE_TWO = """
+import sys, torch
+from simda.data.store import OutputStore
+from simda.training.checkpoint import Checkpoints
+
+with Checkpoints(OutputStore(sys.argv[1]), 3) as checkpoints:
+    for step in (5, 10):
+        state = {"step": step, "weights": torch.full((5_000_000,), float(step))}
+        checkpoints.save(step, state, {"adapter/adapter.safetensors": b"adapter"})
+"""
 
 
 def state(step: int) -> dict:
@@ -45,7 +60,10 @@ def test_the_latest_few_are_kept_and_the_newest_is_found(tmp_path: Path):
     assert checkpoints.find() == FoundCheckpoint("step-00000020")
     loaded = checkpoints.load("step-00000020")
     assert (loaded["step"], loaded["weights"].tolist()) == (20, [20.0] * 1000)
-    assert (tmp_path / "checkpoints/step-00000015/adapter/adapter.safetensors").read_text() == "adapter 15"
+    assert checkpoints.steps() == [15, 20]
+    assert checkpoints.read_file(15, "adapter/adapter.safetensors") == b"adapter 15"
+    (tmp_path / "checkpoints/step-00000020/checkpoint.json").unlink()
+    assert checkpoints.steps() == [15]
 
 
 def test_none_is_found_where_there_is_none(tmp_path: Path):
@@ -97,6 +115,55 @@ def test_a_failed_write_is_told_at_the_next_one(tmp_path: Path):
         checkpoints.save(5, state(5), {})
         with pytest.raises(StorageError, match=r"step-00000005/trainer_state.pt cannot be written"):
             checkpoints.save(10, state(10), {})
+
+
+def test_s3_that_fails_during_a_checkpoint_is_told_in_a_line_and_the_one_before_is_kept(
+    s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Busy for a while, as it often is, it is asked again; away for longer than patience lasts, the run ends."""
+    monkeypatch.setattr(uris, "S3_ATTEMPTS", 1)
+    monkeypatch.setattr(uris, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(uris, "LONGEST_PAUSE_S", 0.05)
+    proxy = FaultyProxy(s3_server, seed=0, rate=0.3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    store = OutputStore(f"{s3_bucket}/run")
+    with Checkpoints(store, 3) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(step, state(step), {"adapter/adapter.safetensors": b"adapter"})
+    assert sum(proxy.num_faults.values()) > 0
+    monkeypatch.setattr(uris, "PATIENCE_S", 0.3)
+    proxy.rate = 1.0
+    with pytest.raises(StorageError) as caught, Checkpoints(store, 3) as checkpoints:
+        checkpoints.save(15, state(15), {})
+    assert str(caught.value).startswith(f"{s3_bucket}/run: the storage did not answer for 0.3 s")
+    assert "\n" not in str(caught.value)
+    proxy.rate = 0.0
+    assert Checkpoints(store).find().name == "step-00000010"
+    assert Checkpoints(store).load("step-00000010")["step"] == 10
+    proxy.close()
+
+
+def test_killed_during_an_upload_the_one_before_is_used_and_the_upload_can_be_made_again(
+    s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+):
+    """With the first part of the state on the server, and the second on its way."""
+    proxy = FaultyProxy(s3_server, seed=0, rate=0.0)
+    proxy.held = ("step-00000010/trainer_state.pt", "partNumber=2")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    store = OutputStore(f"{s3_bucket}/run")
+    writer = subprocess.Popen([sys.executable, "-c", SAVE_TWO, store.uri])
+    assert proxy.is_holding.wait(60)
+    writer.kill()
+    writer.wait()
+    found = Checkpoints(store).find()
+    assert found.name == "step-00000005"
+    assert found.faults == [f"{store.uri}/checkpoints/step-00000010/trainer_state.pt was not written to its end"]
+    assert Checkpoints(store).load(found.name)["weights"].eq(5).all()
+    proxy.held = ()
+    with Checkpoints(store, 3) as checkpoints:
+        checkpoints.save(10, state(10), {})
+    assert Checkpoints(store).find() == FoundCheckpoint("step-00000010")
+    proxy.close()
 
 
 def test_the_state_may_change_while_it_is_written(tmp_path: Path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from simda.training.clip_order import ClipOrder
+from simda.training.clip_order import BucketOrder, ClipOrder, Turn, crop_start
 
 
 def rows_of(order: ClipOrder, num_steps: int, batch_size: int) -> list[int]:
@@ -45,8 +46,34 @@ def test_a_large_table_is_read_window_by_window():
 
 
 def test_crops_are_seeded_and_reach_every_start():
-    order = ClipOrder(np.zeros(1), seed=0, window_clips=1)
-    starts = [order.crop_start(step, 0, 3) for step in range(40)]
+    starts = [crop_start(0, step, 0, 3) for step in range(40)]
     assert set(starts) == {0, 1, 2}
-    assert starts == [order.crop_start(step, 0, 3) for step in range(40)]
-    assert order.crop_start(0, 0, 1) == 0
+    assert starts == [crop_start(0, step, 0, 3) for step in range(40)]
+    assert crop_start(0, 0, 0, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size"), [([10], 4), ([7, 5, 1], 4), ([1, 1], 64), ([40, 3], 1), ([1000, 17, 400], 8)]
+)
+def test_every_bucket_has_all_of_its_batches_in_turn_and_its_clips_their_share(sizes: list[int], batch_size: int):
+    order = BucketOrder(sizes, batch_size, seed=0)
+    num_epochs = 12
+    num_steps = sum(-(-num_epochs * size // batch_size) for size in sizes)
+    turns = [order.turn(step) for step in range(num_steps)]
+    for bucket, size in enumerate(sizes):
+        batches = [turn.batch for turn in turns if turn.bucket == bucket]
+        assert batches == list(range(len(batches))), "none is skipped or repeated"
+        assert num_epochs * size <= len(batches) * batch_size < num_epochs * size + batch_size
+
+
+def test_the_turns_of_a_step_do_not_depend_on_the_steps_before():
+    order = BucketOrder([7, 5, 1], 4, seed=0)
+    turns = [order.turn(step) for step in range(30)]
+    assert [BucketOrder([7, 5, 1], 4, seed=0).turn(step) for step in (29, 3, 17)] == [turns[29], turns[3], turns[17]]
+    assert [BucketOrder([7, 5, 1], 4, seed=1).turn(step) for step in range(30)] != turns
+    assert len({tuple(turn.bucket for turn in turns[start : start + 5]) for start in range(25)}) > 4, "no fixed cycle"
+
+
+def test_a_table_of_one_bucket_has_its_batches_one_after_the_other():
+    order = BucketOrder([10], 4, seed=0)
+    assert [order.turn(step) for step in range(20)] == [Turn(0, step) for step in range(20)]

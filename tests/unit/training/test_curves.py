@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,17 @@ def test_the_picture_shows_what_there_is(tmp_path: Path):
     with_curves, empty = (np.array(Image.open(io.BytesIO(plot_curves(part)))) for part in (rows, []))
     assert with_curves.shape == (800, 1200, 4)
     assert (with_curves != empty).any(axis=-1).sum() > 2000
+
+
+def test_the_share_of_the_devices_that_is_used_is_told_where_it_is_known(tmp_path: Path):
+    for name, peak_flops in (("known", 1e7), ("unknown", None)):
+        store = OutputStore(str(tmp_path / name))
+        with Curves(store, num_steps=2, num_steps_done=0, batch_size=3, log_every=1, peak_flops=peak_flops) as curves:
+            curves.add(1, metrics(1.0), num_flops=1_000_000)
+            curves.add(2, replace(metrics(1.0), grad_norm=None), num_flops=3_000_000)
+    rows = read_metrics(OutputStore(str(tmp_path / "known")))
+    # Six clips took 4e6 operations.
+    assert rows[1]["mfu"] == pytest.approx(rows[1]["clips_per_s"] / 6 * 4e6 / 1e7, rel=1e-2)
+    assert rows[1]["grad_norm"] is None
+    assert "mfu" not in read_metrics(OutputStore(str(tmp_path / "unknown")))[0]
+    plot_curves(rows)

@@ -78,6 +78,29 @@ def test_the_schedule_moves_every_parameter_and_ends_at_nothing(optimizer: str):
         assert torch.equal(parameter, at_the_end[name]), name
 
 
+def test_gradients_of_scaled_losses_are_those_of_losses_and_an_update_may_be_left_out():
+    parameters, optimisation = optimise(0, optimizer="muon", loss_scale_device="cpu")
+    start, scale = make_parameters(), optimisation.loss_scale
+
+    def back() -> None:
+        optimisation.scaled(sum(parameter.square().sum() for parameter in parameters.values())).backward()
+        optimisation.unscale()
+
+    back()
+    optimisation.update(left_out=True)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, start[name]), name
+    back()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, 2 * start[name].detach())
+    optimisation.update()
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in parameters.items())
+    state = unpack_state(pack_state(optimisation.state_dict()), "a checkpoint")
+    resumed = optimise(0, optimizer="muon", loss_scale_device="cpu")[1]
+    resumed.load_state_dict(state)
+    assert resumed.loss_scale == optimisation.loss_scale == scale
+
+
 def test_the_moving_average_follows_with_its_decay():
     parameters, optimisation = optimise(0, ema_decay=0.6)
     expected = [parameter.detach().clone() for parameter in parameters.values()]

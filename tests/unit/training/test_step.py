@@ -36,12 +36,17 @@ class TinyDenoiser(nn.Module):
         return self.adapter(torch.tanh(self.base(noisy + level)) + prompt_embeds.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1))
 
 
-def make_trainer(**changes) -> AdapterTrainer:
+def make_trainer(loss_scale_device: str | None = None, **changes) -> AdapterTrainer:
     denoiser = TinyDenoiser()
     objective = DenoisingObjective(DDIMScheduler().config, torch.zeros(3, 4), seed=5)
     adapters = dict(denoiser.adapter.named_parameters())
     optimisation = Optimisation(
-        list(adapters.values()), num_steps=4, learning_rate=1e-2, learning_rate_schedule="cosine", ema_decay=0.9
+        list(adapters.values()),
+        num_steps=4,
+        learning_rate=1e-2,
+        learning_rate_schedule="cosine",
+        ema_decay=0.9,
+        loss_scale_device=loss_scale_device,
     )
     return AdapterTrainer(denoiser, adapters, objective, optimisation, **changes)
 
@@ -139,6 +144,41 @@ def test_bf16_keeps_parameters_in_float32_and_the_loss_close():
     assert {parameter.dtype for parameter in rounded.parameters} == {torch.float32}
 
 
+def test_fp16_scales_losses_and_leaves_out_an_update_that_overflows_on_one_rank_on_all():
+    ranks = ThreadRanks(2)
+    trainers = [make_trainer(ranks=ranks.of(rank), precision="fp16", loss_scale_device="cpu") for rank in (0, 1)]
+    scale = trainers[0].optimisation.loss_scale
+    assert scale > 1000
+    handle = trainers[1].denoiser.adapter.weight.register_hook(lambda gradient: gradient * float("inf"))
+
+    def run_rank(rank: int) -> list[float | None]:
+        batch = batch_of(2 * rank, 2 * rank + 1)
+        first = trainers[rank].step(batch)
+        ranks.barrier.wait()
+        handle.remove()
+        ranks.barrier.wait()
+        return [first.grad_norm, trainers[rank].step(batch).grad_norm]
+
+    with ThreadPoolExecutor(2) as pool:
+        norms = list(pool.map(run_rank, (0, 1)))
+    assert norms[0] == norms[1]
+    assert norms[0][0] is None
+    assert trainers[0].optimisation.loss_scale == trainers[1].optimisation.loss_scale == scale / 2
+    # The first update was left out: the second step is that of fresh weights, with the noise of its number.
+    exact = make_trainer()
+    exact.num_steps_done = 1
+    assert norms[0][1] == pytest.approx(exact.step(batch_of(0, 1, 2, 3)).grad_norm, rel=2e-2)
+    assert_same_adapters(trainers[0], trainers[1])
+
+
+def test_in_fp16_a_loss_that_is_not_finite_or_a_scale_that_has_gone_down_all_the_way_stops():
+    trainer = make_trainer(precision="fp16", loss_scale_device="cpu")
+    trainer.denoiser.adapter.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(DivergenceError, match="each loss is finite"):
+        train(trainer, 40, batch_of(0, 1))
+    assert 10 < trainer.num_steps_done < 30
+
+
 def test_a_diverged_step_stops_with_its_number_and_the_clips_on_every_rank():
     ranks = ThreadRanks(2)
     trainers = [make_trainer(ranks=ranks.of(rank)) for rank in (0, 1)]
@@ -193,7 +233,7 @@ def test_validation_measures_the_averaged_adapters_over_all_ranks_and_changes_no
     def run_rank(rank: int) -> tuple[list[float], ValidationMetrics]:
         share = batch_of(2 * rank, 2 * rank + 1)
         losses = train(trainers[rank], 2, share)
-        measured = trainers[rank].validate(objective, batch_of(0, 1, 2) if rank == 0 else None)
+        measured = trainers[rank].validate(objective, [batch_of(0), batch_of(1, 2)] if rank == 0 else [])
         return losses + train(trainers[rank], 2, share), measured
 
     with ThreadPoolExecutor(2) as pool:

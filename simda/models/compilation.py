@@ -36,6 +36,6 @@ def check_compiler(device: torch.device | str) -> None:
     except (TorchDynamoException, InductorError, RuntimeError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"speed.compiled=true: torch.compile does not work on this machine for {device}: {reason}; install a C++ "
+            f"compiled=true: torch.compile does not work on this machine for {device}: {reason}; install a C++ "
             "compiler (on a GPU also Triton), or leave the setting out"
         ) from None
