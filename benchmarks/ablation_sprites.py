@@ -7,7 +7,7 @@ the same clips in the same order with the same noise, for as many steps, then sa
 noise with the demo's settings. OUTPUT/results.jsonl gets a line for each variant and seed; a line that is there is not
 made again, so the same command goes on where it was stopped. Prints Markdown: means over the seeds, and their spread.
 
-Runs in this process, on a GPU if there is one, else on one CPU thread.
+Each run is a task of Ray, on a GPU if there is one, else on one thread of one core: as many at once as there are.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from diffusers import DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from einops import repeat
@@ -35,6 +37,7 @@ from simda.models.base_models import load_autoencoder, load_text_parts, load_une
 from simda.models.text_attention import AttendProcessor
 from simda.models.text_encoder import encode_prompts
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
+from simda.runtime import ray_session
 from simda.sprites import world
 from simda.sprites.features import video_features
 from simda.sprites.judge import judge_frames
@@ -50,11 +53,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISION = native_precision(DEVICE.type)
 NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE, GUIDED_UNTIL = 36, 2.5, 6.0, 0.79
 """As pipelines/configs/generate_sprites.yaml."""
-DEMO = AdapterConfig(frame_positions=True, temporal_kernel=15, temporal_reduction=1)
+DEMO = AdapterConfig(frame_positions=True, temporal_kernel=15, stretch_from=8, temporal_reduction=1)
 """As pipelines/configs/train_sprites.yaml; `AdapterConfig()` is the paper's."""
 MARKS = ("motion", "colour", "background", "shape")
 SHOWN = (*MARKS, "all right", "consistency", "frechet")
 DEFAULTS = (400, 3, 32)
+CPUS_PER_RUN = 2
+"""Ray's logical CPUs, of which a local Ray has two to a core."""
 
 
 @dataclass(frozen=True)
@@ -126,26 +131,31 @@ VARIANTS = {
 
 def main(latents: str, output: str, num_steps: int, num_seeds: int, num_prompts: int) -> None:
     """Train and judge what has not been, and print all."""
-    torch.set_num_threads(1)
-    path = Path(output) / "results.jsonl"
+    path = Path(output).resolve() / "results.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     asked = {"num_steps": num_steps, "num_prompts": num_prompts}
-    rows = [row for row in done if row["asked"] == asked]
-    for seed in range(num_seeds):
-        for name, variant in VARIANTS.items():
-            if not any(row["variant"] == name and row["seed"] == seed for row in rows):
-                row = {"variant": name, "seed": seed, "asked": asked} | measure(variant, latents, seed, **asked)
-                with path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                rows.append(row)
-                print(row, file=sys.stderr, flush=True)
-    print_table([row for row in rows if row["seed"] < num_seeds])
+    rows = [row for row in done if row["asked"] == asked and row["seed"] < num_seeds]
+    known = {(row["seed"], row["variant"]) for row in rows}
+    left = [run for run in product(range(num_seeds), VARIANTS) if run not in known]
+    with ray_session():
+        measure_one = ray.remote(num_cpus=CPUS_PER_RUN, num_gpus=int(torch.cuda.is_available()))(measure)
+        running = [measure_one.remote(name, str(Path(latents).resolve()), seed, asked) for seed, name in left]
+        while running:
+            (finished,), running = ray.wait(running)
+            row = ray.get(finished)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            print(row, file=sys.stderr, flush=True)
+    print_table(rows)
 
 
-def measure(variant: Variant, latents: str, seed: int, num_steps: int, num_prompts: int) -> dict[str, Any]:
+def measure(name: str, latents: str, seed: int, asked: dict[str, int]) -> dict[str, Any]:
     """Train one variant with one seed, and judge what it samples."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
+    variant, num_steps = VARIANTS[name], asked["num_steps"]
     clips = LatentClips(latents, NUM_FRAMES, seed=seed, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
     denoiser, parameters = variant.build(load_unet(BASE).to(DEVICE, memory_format=torch.channels_last))
     scheduler_config = DDPMScheduler.load_config(resolve_base_model(BASE), subfolder="scheduler")
@@ -177,8 +187,11 @@ def measure(variant: Variant, latents: str, seed: int, num_steps: int, num_promp
     trainer.clips_per_pass = BATCH_SIZE
     loss = trainer.validate(fixed, held_out).loss
     with trainer.optimisation.averaged_in_place():
-        judged = judge_samples(denoiser, null, seed, num_prompts)
+        judged = judge_samples(denoiser, null, seed, asked["num_prompts"])
     return {
+        "variant": name,
+        "seed": seed,
+        "asked": asked,
         "num_trained": sum(parameter.numel() for parameter in parameters.values()),
         "step_seconds": statistics.median(seconds),
         "activations_mb": round(kept_mb, 1),

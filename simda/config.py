@@ -144,6 +144,9 @@ class Adapter:
     """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
     temporal_kernel: int = Field(default=3, ge=3)
     """Frames that a temporal adapter's convolution spans, odd; the paper's is 3, more hold a clip together sooner."""
+    stretch_from: int | None = Field(default=None, ge=2)
+    """Frames of the clips for which `temporal_kernel` is meant: it is stretched with clips of another length, so that
+    sampling longer ones than were trained on keeps their course. Ours; None spans as many frames of any clip."""
 
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:

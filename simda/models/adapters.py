@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -46,14 +46,25 @@ class TemporalAdapter(nn.Module):
         frame_positions: add sinusoids of each frame's place in the clip to the bottleneck. Not the paper's: without,
             a frame can tell its place from the padding at both ends only. They have no parameters.
         kernel_size: frames that the convolution spans, k; odd. The paper's is 3, a frame to each side.
+        stretch_from: frames of the clips for which the kernel is meant. In clips of another length it is read as a
+            function of time, between its taps linear, that spans the same share of the clip and has the same sum; a
+            single frame is no clip. None spans `kernel_size` frames of any clip, as the paper has it.
 
-    Source: SimDA, section 3.2 and Fig. 2; the positions and other kernel sizes are ours.
+    Source: SimDA, section 3.2 and Fig. 2; the positions, other kernel sizes and their stretching are ours.
     """
 
-    def __init__(self, channels: int, reduction: int = 2, frame_positions: bool = False, kernel_size: int = 3) -> None:
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 2,
+        frame_positions: bool = False,
+        kernel_size: int = 3,
+        stretch_from: int | None = None,
+    ) -> None:
         super().__init__()
         bottleneck = channels // reduction
         self.frame_positions = frame_positions
+        self.stretch_from = stretch_from
         self.down = nn.Linear(channels, bottleneck)
         self.mix_weight = nn.Parameter(torch.empty(bottleneck, 1, kernel_size))
         self.mix_bias = nn.Parameter(torch.zeros(bottleneck))
@@ -76,7 +87,19 @@ class TemporalAdapter(nn.Module):
         """The convolution over `num_frames` frames as matrices: what frame f takes from frame g."""
         taps = self.mix_weight[:, 0]
         frames = torch.arange(num_frames, device=taps.device)
-        place = frames - frames[:, None] + taps.shape[1] // 2
+        lag = frames - frames[:, None]
+        if self.stretch_from in (None, num_frames) or num_frames == 1:
+            return self._taps_at(lag)
+        meant = lag * ((self.stretch_from - 1) / (num_frames - 1))
+        before = meant.floor()
+        between = (meant - before).to(taps)
+        stretched = torch.lerp(self._taps_at(before.long()), self._taps_at(before.long() + 1), between)
+        return stretched * (self.stretch_from / num_frames)
+
+    def _taps_at(self, lag: Int[Tensor, "f f"]) -> Float[Tensor, "c f f"]:
+        """The kernel's weight for a frame that is so many later, zero outside of it."""
+        taps = self.mix_weight[:, 0]
+        place = lag + taps.shape[1] // 2
         inside = (place >= 0) & (place < taps.shape[1])
         return torch.where(inside, taps[:, place.clamp(0, taps.shape[1] - 1)], 0)
 

@@ -44,6 +44,7 @@ class AdapterConfig:
         temporal: whether there are temporal adapters.
         frame_positions: whether temporal adapters also see each frame's place in the clip (ours, not the paper's).
         temporal_kernel: frames that a temporal adapter's convolution spans, odd (the paper's is 3).
+        stretch_from: frames of the clips for which that is meant; others stretch it. None: never (the paper's).
 
     Raises:
         ConfigError: a value is none of these.
@@ -57,6 +58,7 @@ class AdapterConfig:
     temporal: bool = True
     frame_positions: bool = False
     temporal_kernel: int = 3
+    stretch_from: int | None = None
 
     def __post_init__(self) -> None:
         if self.keys_values not in get_args(KeysValues):
@@ -68,6 +70,8 @@ class AdapterConfig:
             )
         if self.temporal_kernel < 3 or self.temporal_kernel % 2 == 0:
             raise ConfigError(f"temporal_kernel={self.temporal_kernel}; it is odd and at least 3")
+        if self.stretch_from is not None and self.stretch_from < 2:
+            raise ConfigError(f"stretch_from={self.stretch_from}; it is the length of a clip, at least 2 frames")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -183,7 +187,11 @@ def _adapt_transformer(transformer: Transformer2DModel, config: AdapterConfig) -
     transformer.__class__ = AdaptedTransformer
     transformer.temporal_adapter = (
         TemporalAdapter(
-            transformer.in_channels, config.temporal_reduction, config.frame_positions, config.temporal_kernel
+            transformer.in_channels,
+            config.temporal_reduction,
+            config.frame_positions,
+            config.temporal_kernel,
+            config.stretch_from,
         ).to(place.device)
         if config.temporal
         else None

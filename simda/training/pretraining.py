@@ -255,7 +255,7 @@ def optimise(
     parameters = [p for model in models for p in model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(200, num_steps // 10), num_steps)
-    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75) if use_ema else None
+    ema = EMAModel(parameters, decay=0.999, use_ema_warmup=True, power=0.75, foreach=True) if use_ema else None
     first = 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)

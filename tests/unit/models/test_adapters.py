@@ -69,6 +69,24 @@ def test_temporal_adapter_is_the_papers_three_convolutions(generator, num_frames
     torch.testing.assert_close(adapter(features, num_frames), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_a_stretched_kernel_takes_the_same_course_through_a_longer_clip(generator):
+    """What changes evenly over the clip comes out alike at the places that a clip of 13 and one of 25 frames share."""
+    ends = torch.randn(2, 8, 1, 1, generator=generator)
+    weights = fill(TemporalAdapter(8, kernel_size=25), generator).state_dict()
+    weights["mix_weight"] = torch.linspace(-2, 2, 25).square().neg().exp().expand(4, 1, 25)
+
+    def course(num_frames: int, **settings) -> torch.Tensor:
+        adapter = TemporalAdapter(8, kernel_size=25, **settings)
+        adapter.load_state_dict(weights)
+        return adapter(torch.lerp(*ends, torch.linspace(0, 1, num_frames)[:, None, None, None]), num_frames)
+
+    assert torch.equal(course(13, stretch_from=13), course(13))
+    size = course(13).abs().mean()
+    assert (course(25, stretch_from=13)[::2] - course(13)).abs().mean() < 0.05 * size
+    assert (course(25)[::2] - course(13)).abs().mean() > 0.1 * size
+    assert torch.equal(course(1, stretch_from=13), course(1))
+
+
 def test_frames_outside_the_clip_are_zero_at_both_ends(generator):
     """With a kernel that looks only back, or only ahead, the first or last frame gets the bias alone."""
     adapter = fill(TemporalAdapter(8), generator)

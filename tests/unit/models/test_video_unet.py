@@ -326,6 +326,7 @@ def test_a_unet_without_transformers_is_refused_untouched(make_unet):
         ({"spatial_reduction": 0}, "spatial_reduction=0"),
         ({"temporal_reduction": -1}, "temporal_reduction=-1"),
         ({"temporal_kernel": 4}, "temporal_kernel=4"),
+        ({"stretch_from": 1}, "stretch_from=1"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(settings, message):
