@@ -129,8 +129,8 @@ class PretrainConfig:
     """What is trained: `autoencoder`, `text_encoder` and `denoiser` are of the one, `upscaler` of the other."""
     seed: int = Field(default=0, ge=0)
     """Decides the initial weights and every still."""
-    num_threads: int = Field(default=2, ge=1)
-    """CPU threads."""
+    num_threads: int = Field(default=1, ge=1)
+    """CPU threads of the training; one more draws and encodes the next stills meanwhile."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the denoiser is trained in; `auto` takes bf16 where the machine multiplies in it."""
     autoencoder: AutoencoderTraining = AutoencoderTraining()

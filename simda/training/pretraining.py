@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,26 +217,35 @@ def pretrain_denoiser(
     vae.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval()
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    @torch.no_grad()
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         images, captions = draw_images(step)
         generator = torch.Generator().manual_seed(step)
         dropped = torch.rand(len(captions), generator=generator) < caption_dropout
         captions = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        with torch.no_grad():
-            latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
-            prompt_embeds = text_encoder(tokenize(tokenizer, captions).to(latents.device)).last_hidden_state
+        latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        prompt_embeds = text_encoder(tokenize(tokenizer, captions).to(latents.device)).last_hidden_state
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         # Stratified over the batch: each batch covers all noise levels, which quietens the loss.
         strata = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
         strata = shift_timesteps(strata, timestep_shift)
         timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
+        return latents, prompt_embeds, noise, timesteps
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        latents, prompt_embeds, noise, timesteps = (drawn.pop(step, None) or drawer.submit(draw, step)).result()
+        if step + 1 < num_steps:
+            drawn[step + 1] = drawer.submit(draw, step + 1)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         target = noise_scheduler.get_velocity(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
             predicted = unet(noisy, timesteps, prompt_embeds).sample
         return F.mse_loss(predicted.float(), target), {}
 
-    optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
+    # The next images are drawn and encoded during a step, which leaves a core idle for much of its time.
+    drawn: dict[int, Future[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+    with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1)) as drawer:
+        optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
 
 
 def optimise(
@@ -295,8 +306,8 @@ def optimise(
                 "schedule": schedule.state_dict(),
                 "ema": ema.state_dict() if ema else None,
             }
-            partial = state_path.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, state_path)
+            unfinished = state_path.with_suffix(".partial")
+            torch.save(state, unfinished)
+            os.replace(unfinished, state_path)
     if ema:
         ema.copy_to(parameters)
