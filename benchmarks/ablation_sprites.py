@@ -117,6 +117,7 @@ def with_motion_modules(unet: UNet2DConditionModel) -> tuple[Callable[..., Tenso
 VARIANTS = {
     "SimDA, the demo's": Variant(partial(with_adapters, DEMO)),
     "SimDA, the paper's": Variant(partial(with_adapters, AdapterConfig())),
+    "the paper's, frame positions": Variant(partial(with_adapters, AdapterConfig(frame_positions=True))),
     "without temporal adapters": Variant(partial(with_adapters, replace(DEMO, temporal=False))),
     "without attention adapters": Variant(partial(with_adapters, replace(DEMO, attention=False))),
     "without FFN adapters": Variant(partial(with_adapters, replace(DEMO, ffn=False))),

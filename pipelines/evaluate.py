@@ -30,6 +30,7 @@ from simda.errors import ConfigError, InputError
 from simda.evaluation.contact_sheet import write_contact_sheet
 from simda.evaluation.report import ReportCard, ReportVideo, write_report
 from simda.runtime import library_versions, ray_session, run_command, with_progress
+from simda.sprites.world import MOTIONS
 from simda.stages.failures import failure_row
 from simda.stages.judge_videos import STAGE, judge_video, measure_video
 
@@ -39,7 +40,7 @@ ATTRIBUTES = ("motion", "colour", "background", "shape")
 LABELS = ("generated", "reference", "baseline")
 """Settings that name an output of `generate`, in the order in which their videos are shown."""
 JUDGES = {"sprites": judge_video, "frames": measure_video}
-FIGURES = {"sprites": (*ATTRIBUTES, "consistency"), "frames": ("frame_psnr_db",)}
+FIGURES = {"sprites": (*ATTRIBUTES, "all_right", "consistency"), "frames": ("frame_psnr_db",)}
 """What is averaged, by judge."""
 PROTOCOLS = {"sprites": "sprites_judge", "frames": "frame_to_frame"}
 JUDGE_CPUS = 0.5
@@ -190,13 +191,19 @@ def write_tables(store: OutputStore, judge: str, good: list[Row], failed: list[R
 
 
 def summarise(judge: str, judged: list[Row]) -> dict[str, dict[str, float]]:
-    """Means: of the sprites world, all, and those of held-out and of seen triples apart."""
+    """Means: of the sprites world, all, those of held-out and of seen triples apart, and those of each motion."""
     figures: dict[str, dict[str, float]] = {}
     for label in dict.fromkeys(row["label"] for row in judged):
-        for group, wanted in (("", (False, True, None)), (", held-out triples", (True,)), (", seen triples", (False,))):
-            rows = [row for row in judged if row["label"] == label and row.get("held_out") in wanted]
+        of_label = [row for row in judged if row["label"] == label]
+        groups = {label: of_label}
+        if judge == "sprites":
+            for name, held_out in (("held-out triples", True), ("seen triples", False)):
+                groups[f"{label}, {name}"] = [row for row in of_label if row["held_out"] == held_out]
+            for motion in MOTIONS if label == LABELS[0] else ():
+                groups[f"{label}, {motion}"] = [row for row in of_label if row["asked_motion"] == motion]
+        for group, rows in groups.items():
             if rows:
-                figures[f"{label}{group}"] = {"videos": len(rows)} | {
+                figures[group] = {"videos": len(rows)} | {
                     name: round(float(np.mean([row[name] for row in rows])), 3) for name in FIGURES[judge]
                 }
     return figures
@@ -208,9 +215,10 @@ def print_figures(judge: str, figures: dict[str, dict[str, float]]) -> None:
         for label, figure in figures.items():
             print(f"{label:30}{figure['videos']:13d} videos, {figure['frame_psnr_db']:.2f} dB from frame to frame")
         return
-    print(f"{'right, in %':30}" + "".join(f"{name:>13}" for name in ("videos", *ATTRIBUTES)))
+    shown = (*ATTRIBUTES, "all_right")
+    print(f"{'right, in %':30}" + "".join(f"{name.replace('_', ' '):>13}" for name in ("videos", *shown)))
     for label, figure in figures.items():
-        shares = "".join(f"{100 * figure[name]:13.0f}" for name in ATTRIBUTES)
+        shares = "".join(f"{100 * figure[name]:13.0f}" for name in shown)
         print(f"{label:30}{figure['videos']:13d}{shares}")
 
 

@@ -123,7 +123,7 @@ def _summary_table(summary: Mapping[str, Mapping[str, Figure]]) -> str:
     columns = list(dict.fromkeys(column for figures in summary.values() for column in figures))
     if not columns:
         return ""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
     rows = [
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{_figure(figures.get(column))}</td>' for column in columns)}</tr>"
         for name, figures in summary.items()

@@ -18,8 +18,9 @@ STAGE = "judge_video"
 SAME_DB = 100.0
 """What is written for frames that do not differ at all."""
 NOT_JUDGED = {
-    **dict.fromkeys(("shape", "colour", "background", "motion", "held_out"), False),
+    **dict.fromkeys(("shape", "colour", "background", "motion", "all_right", "held_out"), False),
     "consistency": 0.0,
+    "asked_motion": "",
     "measured": "",
 }
 
@@ -30,8 +31,9 @@ def judge_video(row: Row) -> Row:
     """Judge one video by its decoded frames.
 
     Reads: prompt_id, prompt, video_uri.
-    Writes: the same, and shape, colour, background, motion (right or not), held_out, consistency, measured (in words);
-        error_type and message ("" when it was judged); and the columns of `telemetry.Effort`.
+    Writes: the same, and shape, colour, background, motion (right or not), all_right, held_out, consistency,
+        asked_motion and measured (in words); error_type and message ("" when it was judged); and the columns of
+        `telemetry.Effort`.
     """
     return _attempt(row, lambda: _judge(row["prompt"], row["video_uri"]), NOT_JUDGED)
 
@@ -84,7 +86,9 @@ def _judge(prompt: str, video_uri: str) -> Row:
     words = (measured.colour, measured.shape, measured.motion, measured.background)
     return {
         **{name: bool(mark) for name, mark in verdict.marks.items()},
+        "all_right": verdict.all_right,
         "held_out": scene.is_held_out,
         "consistency": float(verdict.consistency),
+        "asked_motion": scene.motion or "",
         "measured": ", ".join(word or "unclear" for word in words),
     }

@@ -46,8 +46,11 @@ def test_videos_are_held_to_their_prompts_and_the_time_is_told_before(local_ray,
     code, summary, err = run("evaluate", *words)
     assert (code, summary["num_failed"]) == (0, 1), err
     metrics = OutputStore(f"{tmp_path}/judged").read_table(METRICS).to_pylist()
-    colours = {row["id"]: row["value"] for row in metrics if row["metric"] == "generated/colour"}
-    assert colours == {"a": 1.0, "b": 0.0}
+    marks = {"colour": {"a": 1.0, "b": 0.0}, "shape": {"a": 1.0, "b": 1.0}, "all_right": {"a": 1.0, "b": 0.0}}
+    for name, right in marks.items():
+        assert {row["id"]: row["value"] for row in metrics if row["metric"] == f"generated/{name}"} == right
+    assert summary["figures"]["generated"]["all_right"] == 0.5
+    assert summary["figures"]["generated, moving left"]["videos"] == 2
 
     # Any words will do where only frames are looked at.
     code, summary, err = run("evaluate", *words[:1], f"output={tmp_path}/measured", "judge=frames")
