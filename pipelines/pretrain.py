@@ -89,7 +89,7 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=10000, ge=20)
+    num_steps: int = Field(default=20000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Stills per step."""

@@ -42,7 +42,6 @@ MOTIONS = (
     "spinning",
     "standing still",
 )
-UPRIGHT_MOTIONS = tuple(motion for motion in MOTIONS if motion != "spinning")
 SPINNING_SHAPES = ("square", "triangle", "star", "cross")
 
 # Rates of videos of up to 8 frames. Longer ones are slower, so that the sprite is still inside the frame at their end.
@@ -53,7 +52,6 @@ SPEED_PX_PER_FRAME = (2.25, 4.25)
 SPIN_RAD_PER_FRAME = (np.deg2rad(10.0), np.deg2rad(20.0))  # all turn one way: a word has one meaning
 FULL_RATE_FRAMES = 8
 MARGIN_PX = 1.5
-TURNED_SHARE = 0.35
 MAX_FRAMES = 16
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 
@@ -131,15 +129,14 @@ def all_scenes() -> list[Scene]:
     ]
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool | None = False, motions: tuple[str, ...] = MOTIONS) -> Scene:
+def draw_scene(rng: np.random.Generator, held_out: bool | None = False) -> Scene:
     """Draw a scene: motion first, so that every motion is equally frequent.
 
     Args:
         held_out: False draws from the training triples, True from the held-out tenth, None from all.
-        motions: what may be drawn.
     """
     while True:
-        motion = motions[rng.integers(len(motions))]
+        motion = MOTIONS[rng.integers(len(MOTIONS))]
         shapes = SPINNING_SHAPES if motion == "spinning" else SHAPES
         scene = Scene(
             shapes[rng.integers(len(shapes))],
@@ -224,11 +221,8 @@ def render_still(scene: Scene, rng: np.random.Generator, size_px: int = SIZE_PX)
 
 
 def draw_training_words(rng: np.random.Generator) -> Scene:
-    """Draw a training scene for a text-to-image model; a fifth have no motion in their caption.
-
-    A third spins: a shape that is turned by any angle is harder to draw than one that stands upright.
-    """
-    scene = draw_scene(rng, motions=("spinning",) if rng.random() < TURNED_SHARE else UPRIGHT_MOTIONS)
+    """Draw a training scene for a text-to-image model; more than a quarter have no motion in their caption."""
+    scene = draw_scene(rng)
     if rng.random() < 1 / 3 and scene.motion != "spinning":
         scene = replace(scene, motion=None)
     return scene

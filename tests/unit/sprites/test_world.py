@@ -17,13 +17,11 @@ from simda.sprites.world import (
     SIZE_PX,
     SPINNING_SHAPES,
     STILL_CAPTION_FORMS,
-    TURNED_SHARE,
     Scene,
     Trajectory,
     all_scenes,
     draw_captioned_still,
     draw_scene,
-    draw_training_words,
     draw_trajectory,
     render,
     render_still,
@@ -108,15 +106,6 @@ def test_motions_are_drawn_equally_often():
     rng = np.random.default_rng(2)
     motions = [draw_scene(rng).motion for _ in range(1600)]
     assert all(150 <= motions.count(motion) <= 250 for motion in MOTIONS)
-
-
-def test_turned_sprites_are_a_third_of_what_a_text_to_image_model_sees():
-    rng = np.random.default_rng(3)
-    motions = [draw_training_words(rng).motion for _ in range(1600)]
-    assert motions.count("spinning") / 1600 == pytest.approx(TURNED_SHARE, abs=0.05)
-    assert motions.count(None) / 1600 == pytest.approx((1 - TURNED_SHARE) / 3, abs=0.05)
-    others = [motions.count(motion) for motion in MOTIONS if motion != "spinning"]
-    assert min(others) > 60
 
 
 def test_captions_say_the_scene():
