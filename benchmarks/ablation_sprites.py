@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,9 @@ def main(latents: str, output: str, num_steps: int, num_seeds: int, num_prompts:
     left = [run for run in product(range(num_seeds), VARIANTS) if run not in known]
     with ray_session():
         measure_one = ray.remote(num_cpus=CPUS_PER_RUN, num_gpus=int(torch.cuda.is_available()))(measure)
-        running = [measure_one.remote(name, str(Path(latents).resolve()), seed, asked) for seed, name in left]
+        rendered = ray.put(rendered_features())
+        where = str(Path(latents).resolve())
+        running = [measure_one.remote(name, where, rendered, seed, asked) for seed, name in left]
         while running:
             (finished,), running = ray.wait(running)
             row = ray.get(finished)
@@ -152,8 +154,8 @@ def main(latents: str, output: str, num_steps: int, num_seeds: int, num_prompts:
     print_table(rows)
 
 
-def measure(name: str, latents: str, seed: int, asked: dict[str, int]) -> dict[str, Any]:
-    """Train one variant with one seed, and judge what it samples."""
+def measure(name: str, latents: str, rendered: np.ndarray, seed: int, asked: dict[str, int]) -> dict[str, Any]:
+    """Train one variant with one seed, and judge what it samples against its prompts and against rendered clips."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     variant, num_steps = VARIANTS[name], asked["num_steps"]
@@ -188,7 +190,7 @@ def measure(name: str, latents: str, seed: int, asked: dict[str, int]) -> dict[s
     trainer.clips_per_pass = BATCH_SIZE
     loss = trainer.validate(fixed, held_out).loss
     with trainer.optimisation.averaged_in_place():
-        judged = judge_samples(denoiser, null, seed, asked["num_prompts"])
+        judged = judge_samples(denoiser, null, rendered, seed, asked["num_prompts"])
     return {
         "variant": name,
         "seed": seed,
@@ -218,8 +220,14 @@ def activation_bytes(trainer: AdapterTrainer, batch: ClipBatch) -> int:
 
 
 @torch.no_grad()
-def judge_samples(denoiser: Callable[..., Tensor], null: Tensor, seed: int, num_prompts: int) -> dict[str, float]:
-    """What the judge says of sampled clips: shares that are right, consistency, distance to rendered clips."""
+def judge_samples(
+    denoiser: Callable[..., Tensor], null: Tensor, rendered: np.ndarray, seed: int, num_prompts: int
+) -> dict[str, float]:
+    """What the judge says of sampled clips: shares that are right, consistency, distance to rendered clips.
+
+    Args:
+        rendered: `rendered_features()`.
+    """
     rng = np.random.default_rng((seed, 1))
     scenes = [world.draw_scene(rng, held_out=number % 2 == 1) for number in range(num_prompts)]
     text = load_text_parts(BASE, device=DEVICE)
@@ -236,7 +244,7 @@ def judge_samples(denoiser: Callable[..., Tensor], null: Tensor, seed: int, num_
     shares = {mark: float(np.mean([getattr(verdict, mark) for verdict in verdicts])) for mark in MARKS}
     shares["all right"] = float(np.mean([verdict.all_right for verdict in verdicts]))
     shares["consistency"] = float(np.mean([verdict.consistency for verdict in verdicts]))
-    shares["frechet"] = frechet_distance(np.stack([video_features(clip) for clip in clips]), rendered_features())
+    shares["frechet"] = frechet_distance(np.stack([video_features(clip) for clip in clips]), rendered)
     return {name: round(share, 4) for name, share in shares.items()}
 
 
@@ -263,7 +271,6 @@ def sample(
     return latents
 
 
-@cache
 def rendered_features() -> np.ndarray:
     """Features of rendered clips of scenes drawn as the prompts are, [400, d]."""
     rng = np.random.default_rng(2)
