@@ -53,10 +53,14 @@ def worker_killed(title: str, when: Callable[[], object], num_workers: int = 1) 
         yield
 
 
-def is_ray_agent(process: psutil.Process) -> bool:
-    """Whether it is one of Ray's two agents on a machine, by the script that it started as or the name it takes."""
+def is_without_work(process: psutil.Process) -> bool:
+    """Whether it is Ray's and does nothing of a job's: one of its two agents on a machine, or a worker without a task.
+
+    Agents are known by the script that they started as or the name that they take, workers by their name.
+    """
     with suppress(psutil.Error):
-        return any(word.endswith(("Agent", "/agent.py", "/agent/main.py")) for word in process.cmdline())
+        endings = ("Agent", "/agent.py", "/agent/main.py")
+        return any(word.startswith("ray::IDLE") or word.endswith(endings) for word in process.cmdline())
     return False
 
 

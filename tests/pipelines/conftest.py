@@ -18,7 +18,7 @@ import pytest
 
 from simda import runtime
 from simda.runtime import run_command
-from tests.process_faults import is_ray_agent
+from tests.process_faults import is_without_work
 from tests.s3_faults import Door
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -69,11 +69,13 @@ def kill() -> Callable[..., None]:
             assert time.monotonic() < give_up, "the condition never held"
             time.sleep(0.02)
         family = psutil.Process(driver.pid).children(recursive=True)
-        # Ray's agents take a minute to notice; they write nothing.
-        family = [process for process in family if not is_ray_agent(process)]
         driver.kill()
         driver.wait()
-        assert not psutil.wait_procs(family, timeout=60)[1], "processes of a killed command live on"
+        give_up = time.monotonic() + 60
+        # Ray's agents, and workers that were only starting, take a minute to notice; they write nothing.
+        while working := [process for process in family if not is_without_work(process)]:
+            assert time.monotonic() < give_up, f"processes of a killed command live on: {working}"
+            family = psutil.wait_procs(family, timeout=0.1)[1]
 
     return kill_it
 
