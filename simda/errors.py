@@ -29,3 +29,7 @@ class ModelMismatchError(SimdaError):
 class StorageError(SimdaError):
     """An output cannot be written to: the disk is full or gone, the storage does not answer. It is no row's fault: the
     job stops, and the same command goes on once there is space."""
+
+
+class MachineError(SimdaError):
+    """This machine cannot do the work now, whatever the settings are."""

@@ -15,23 +15,27 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from simda.config import Config, absolute_uri, config_to_yaml, describe_settings, load_config
 from simda.cost import cost_of, read_prices
 from simda.data.run_lock import release_all
-from simda.errors import ConfigError, SimdaError, StorageError
+from simda.errors import ConfigError, MachineError, SimdaError, StorageError
 from simda.telemetry import WAIT_BOUNDARIES_S, Metric, StageTelemetry
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TOO_MANY_FAILURES = 0, 1, 2, 3
 FLAGS = ("--config", "--print-config", "--dry-run", "--prices", "--help")
 FLAGS_WITH_PATH = ("--config", "--prices")
 PROGRESS_EVERY_S = 5.0
+RAY_STARTS = 3
+"""How often a private Ray is started at most where the machine is too busy for it."""
 
 Row = TypeVar("Row")
 
@@ -84,7 +88,7 @@ def run_command(
             summary |= {"cost": cost_of(summary, prices)}
     except SimdaError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED if isinstance(error, StorageError) else EXIT_BAD_INPUT
+        return EXIT_FAILED if isinstance(error, StorageError | MachineError) else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return EXIT_FAILED
@@ -192,17 +196,41 @@ def ray_session(*roles: str | None) -> Iterator[None]:
     # glibc asks for huge pages: a training step of the embedded model takes 20 page faults instead of 9,000.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     with tempfile.TemporaryDirectory(prefix="simda-ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local",
-            num_cpus=max(4, 2 * len(os.sched_getaffinity(0))),
-            object_store_memory=512 * 2**20,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
+        _start_private_ray(folder)
         with _shut_down_after():
             yield
+
+
+def _start_private_ray(folder: str) -> None:
+    """Start Ray on this machine, and again where it did not get up within the 30 seconds that Ray has fixed for that.
+
+    Raises:
+        MachineError: nor the last time.
+    """
+    import ray
+
+    for start in range(1, RAY_STARTS + 1):
+        others = set(psutil.Process().children(recursive=True))
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(4, 2 * len(os.sched_getaffinity(0))),
+                object_store_memory=512 * 2**20,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            tell(f"Ray did not start within its 30 s on this busy machine (start {start} of {RAY_STARTS})")
+        # What Ray had started by then it leaves to the end of this process.
+        for process in set(psutil.Process().children(recursive=True)) - others:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    raise MachineError("Ray could not be started: this machine is too busy; end other programs, then run this again")
 
 
 @contextmanager

@@ -57,15 +57,17 @@ def run(pipeline, capsys) -> Callable[..., tuple[int, dict[str, Any], str]]:
 
 
 @pytest.fixture(scope="session")
-def kill() -> Callable[..., None]:
+def kill(tmp_path_factory) -> Callable[..., None]:
     """Starts a command as a process, kills it once a condition holds, and returns when its workers are gone too."""
 
     def kill_it(name: str, words: tuple[str, ...], condition: Callable[[], object], timeout_s: float = 240) -> None:
         command = [sys.executable, PIPELINES / f"{name}.py", *words]
-        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        told = tmp_path_factory.mktemp("killed") / "stderr.txt"
+        with told.open("w") as stderr:
+            driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
         give_up = time.monotonic() + timeout_s
         while not condition():
-            assert driver.poll() is None, "the command ended before it could be killed"
+            assert driver.poll() is None, f"the command ended before it could be killed:\n{told.read_text()}"
             assert time.monotonic() < give_up, "the condition never held"
             time.sleep(0.02)
         family = psutil.Process(driver.pid).children(recursive=True)

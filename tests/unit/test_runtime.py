@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,29 @@ def fail_as_a_stage_does(_: Settings) -> dict[str, Any]:
 def test_a_storage_fault_in_a_stage_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(Settings, fail_as_a_stage_does, dry_run, []) == 1
     assert capsys.readouterr().err == "error: /out/a.parquet cannot be written: No space left on device; free it\n"
+
+
+START_TWICE = """
+import psutil, ray
+from ray._private import services
+from simda.runtime import ray_session
+
+get_node, left = services.get_node, []
+
+def too_late(*arguments):
+    left.extend(psutil.Process().children(recursive=True))
+    services.get_node = get_node
+    raise Exception("The current node timed out during startup. This could happen because ...")
+
+services.get_node = too_late
+with ray_session():
+    print(ray.get(ray.remote(lambda: "at work").remote()))
+print(bool(left), sum(process.is_running() for process in left))
+"""
+
+
+@pytest.mark.ray
+def test_where_ray_starts_too_slowly_it_is_started_again_and_nothing_is_left_of_the_first() -> None:
+    done = subprocess.run([sys.executable, "-c", START_TWICE], capture_output=True, text=True, timeout=240)
+    assert done.stdout.split("\n")[:2] == ["at work", "True 0"], done.stderr
+    assert done.stderr.count("(start 1 of 3)") == 1
