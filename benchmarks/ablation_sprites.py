@@ -280,15 +280,21 @@ def rendered_features() -> np.ndarray:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Markdown: a line for each variant; mean over the seeds, and between brackets how far they are apart."""
-    first = [row for row in rows if row["variant"] == next(iter(VARIANTS))]
+    """Markdown: a line for each variant; mean over the seeds, and between brackets how far they are apart.
+
+    Step time and activations are ratios to the first variant with the same seed.
+    """
+    first = {row["seed"]: row for row in rows if row["variant"] == next(iter(VARIANTS))}
     print("| variant | seeds | trained | step time | activations | held-out loss | " + " | ".join(SHOWN) + " |")
     print("|---|---|---|---|---|---|" + "---|" * len(SHOWN))
     for name in VARIANTS:
         own = [row for row in rows if row["variant"] == name]
         if not own:
             continue
-        ratios = [f"{mean_of(own, key) / mean_of(first, key):.2f}" for key in ("step_seconds", "activations_mb")]
+        ratios = [
+            f"{statistics.mean(row[key] / first[row['seed']][key] for row in own):.2f}"
+            for key in ("step_seconds", "activations_mb")
+        ]
         figures = [f"{mean_of(own, 'held_out_loss'):.4f} ({range_of(own, 'held_out_loss'):.4f})"]
         figures += [f"{mean_of(own, key):.2f} ({range_of(own, key):.2f})" for key in SHOWN]
         print(f"| {name} | {len(own)} | {own[0]['num_trained']:,} | " + " | ".join(ratios + figures) + " |", flush=True)
