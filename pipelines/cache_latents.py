@@ -32,7 +32,15 @@ from ray.data import ActorPoolStrategy
 from simda.config import CONFIG_RULES, ModelName, Role, Uri, Workers, config_to_yaml, on_role
 from simda.data.clip_filter import ClipFilter
 from simda.data.clip_plan import ClipRule, Span, Spans, spread
-from simda.data.clip_work import by_bucket, forget_former_clips, in_shards, rows_per_bucket, what_is_left, with_attempts
+from simda.data.clip_work import (
+    by_bucket,
+    forget_clips,
+    former_clips,
+    in_shards,
+    rows_per_bucket,
+    what_is_left,
+    with_attempts,
+)
 from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
@@ -47,7 +55,8 @@ from simda.data.schema import (
     derived_id,
 )
 from simda.data.store import OutputStore
-from simda.data.video_inputs import find_video_inputs
+from simda.data.uris import is_local, open_uri
+from simda.data.video_inputs import STRAY_STAGES, find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
 from simda.models.autoencoder import (
@@ -65,7 +74,7 @@ from simda.models.base_models import (
     load_autoencoder,
     text_identity,
 )
-from simda.runtime import library_versions, ray_session, run_command, with_progress
+from simda.runtime import library_versions, ray_session, run_command, tell, with_progress
 from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
@@ -229,6 +238,7 @@ def run(config: CacheLatentsConfig) -> Row:
     store = OutputStore(config.output)
     store.claim({"command": "cache_latents", **provenance}, config_to_yaml(config))
     provenance["libraries"] = library_versions()
+    forget_strays(store, {stray["id"] for stray in strays})
     failed = {row["id"]: row["attempt"] for row in store.failures(LATENTS).to_pylist()}
     skipped = set() if config.retry_failed else set(failed)
     if config.retry_failed:
@@ -418,19 +428,37 @@ def set_filters(config: CacheLatentsConfig) -> Row:
     Raises:
         ConfigError: they contradict each other or the clips.
     """
-    ClipFilter(**asdict(config.filters))
+    filters = config.filters
+    ClipFilter(**asdict(filters))
+    if filters.max_blank_frames != Filters().max_blank_frames and filters.black_below is filters.flat_below is None:
+        raise ConfigError(
+            "filters.max_blank_frames has no effect without filters.black_below or filters.flat_below; set one of them"
+        )
     if config.filters.static_below is not None and any(b.num_frames == 1 for b in clip_rule(config).buckets):
         raise ConfigError("filters.static_below: clips of one frame never move; leave it out, or take longer clips")
     return {name: value for name, value in asdict(config.filters).items() if value != getattr(Filters(), name)}
 
 
 def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
-    """Rows of all videos with their captions, and failures for what names no video; raises as `find_video_inputs`."""
+    """Rows of all videos with their captions, and failures for what names no video; raises as `find_video_inputs`.
+
+    What lies in the output, such as previews, is no input.
+    """
     table = config.table
     layout = table_layout(table.preset, table.video_column, table.caption_column) if table != Table() else None
     found = find_video_inputs(config.videos, config.captions, layout, table.root)
-    videos = [video_row(source, found.spans.get(source.uri, (Span(()),))) for source in found.sources]
+    inside = f"{open_uri(config.output)[1] if is_local(config.output) else config.output}".rstrip("/") + "/"
+    sources = [source for source in found.sources if not source.uri.startswith(inside)]
+    videos = [video_row(source, found.spans.get(source.uri, (Span(()),))) for source in sources]
     return videos, [failure_row(stray.name, stray.stage, "InputError", stray.message) for stray in found.strays]
+
+
+def forget_strays(store: OutputStore, named: set[str]) -> None:
+    """Take out failures of lists and captions that today's no longer have; all of them are looked at in every run."""
+    failures = store.failures(LATENTS).select(["id", "stage"]).to_pylist()
+    gone = [row["id"] for row in failures if row["stage"] in STRAY_STAGES and row["id"] not in named]
+    if gone:
+        store.forget(FAILURES, pa.array(gone, pa.string()))
 
 
 def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:
@@ -449,10 +477,13 @@ def plan_clips(
     keys = pa.array([video_key(row) for row in videos], pa.string())
     ever = store.read_table(PLANNED)
     known = ever.filter(pc.is_in(ever["video_key"], value_set=keys))
-    forget_former_clips(store, ever, known, pa.array([row["uri"] for row in videos], pa.string()), failed)
     is_new = pc.invert(pc.is_in(keys, value_set=pc.unique(known["video_key"]))).to_pylist()
     new = planned_clips(config, [row for row, wanted in zip(videos, is_new, strict=True) if wanted], provenance, store)
     plan = pa.concat_tables([known, *new])
+    former = former_clips(ever, plan, videos)
+    if len(former):
+        tell(f"{len(former)} clips of videos or captions that were changed since are taken out")
+        forget_clips(store, former)
     if config.filters.duplicates:
         looked_at = plan.select(["video_uri", "content_hash"]).to_pylist()
         repeated = [r for r in mark_duplicates(looked_at, videos, store.ids(LATENTS, "video_uri")) if "filter" in r]

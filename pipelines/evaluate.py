@@ -173,7 +173,7 @@ def run_key(config: EvaluateConfig) -> Row:
 
 
 def write_tables(store: OutputStore, judge: str, good: list[Row], failed: list[Row]) -> None:
-    """The metrics and the failures table."""
+    """The metrics and the failures table, in the place of what an earlier run wrote."""
     metrics = [
         {
             "id": row["prompt_id"],
@@ -186,8 +186,10 @@ def write_tables(store: OutputStore, judge: str, good: list[Row], failed: list[R
     ]
     failures = [failure_row(row["video_uri"], STAGE, row["error_type"], row["message"]) for row in failed]
     for kind, rows in ((METRICS, metrics), (FAILURES, failures)):
-        if rows:
-            store.write_shard(kind, build_table(kind, rows, {"libraries": library_versions()}))
+        table = build_table(kind, rows, {"libraries": library_versions()})
+        written = store.write_shard(kind, table) if rows else []
+        for name in set(store.shard_names(kind)) - set(written):
+            store.delete_file(name)
 
 
 def summarise(judge: str, judged: list[Row]) -> dict[str, dict[str, float]]:
@@ -248,7 +250,8 @@ def make_cards(judged: list[Row]) -> list[ReportCard]:
 def thumbnails(frames: np.ndarray) -> np.ndarray:
     """Frames for the contact sheet; of large ones, some of the pixels."""
     step = max(1, frames.shape[1] // 128)
-    return frames[:, ::step, ::step]
+    # A copy: a view would keep all pixels in memory.
+    return frames[:, ::step, ::step].copy()
 
 
 def check_storage(config: EvaluateConfig) -> None:

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES, ModelName, Uri
 from simda.data.clip_plan import spread
-from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS, check_provenance
+from simda.data.schema import FILTERED, LATENTS, TEXT_EMBEDDINGS, TEXT_TOKENS, check_provenance
 from simda.data.store import OutputStore
 from simda.errors import InputError
 from simda.evaluation.contact_sheet import write_contact_sheet
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 COLUMNS = ("clip_id", "caption", "start_s", "end_s", "fps", "num_frames", "height_px", "width_px", "decoder")
 CACHE_BYTES = 2**26
-MAX_NAMED = 5
+MAX_NAMED, MAX_COUNTED = 5, 20
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -110,7 +110,7 @@ def describe(config: InspectLatentsConfig, store: OutputStore) -> tuple[Row, Ten
         "num_filtered": filtered.total(),
         "filtered_by": dict(sorted(filtered.items())),
         "num_captions": pc.count_distinct(clips["caption"]).as_py(),
-        "num_text_embeddings": store.num_rows(TEXT_EMBEDDINGS),
+        "num_texts": {kind.name: store.num_rows(kind) for kind in (TEXT_EMBEDDINGS, TEXT_TOKENS)},
         "rows_per_bucket": counts(clips, ("height_px", "width_px", "num_frames")),
         "fps": counts(clips, ("fps",)),
         "dtypes": counts(clips, ("latents_dtype",)),
@@ -124,10 +124,12 @@ def describe(config: InspectLatentsConfig, store: OutputStore) -> tuple[Row, Ten
 
 
 def counts(clips: pa.Table, names: Sequence[str]) -> dict[str, int]:
-    """Clips by the values of some columns, such as `256x256x16`, the most frequent first."""
+    """Clips by the values of some columns, such as `256x256x16`, the most frequent first; the rest as `others`."""
     found = clips.select(list(names)).group_by(list(names)).aggregate([([], "count_all")]).to_pylist()
     found.sort(key=lambda row: -row["count_all"])
-    return {"x".join(str(row[name]) for name in names): row["count_all"] for row in found}
+    counted = {"x".join(str(row[name]) for name in names): row["count_all"] for row in found[:MAX_COUNTED]}
+    others = sum(row["count_all"] for row in found[MAX_COUNTED:])
+    return counted | ({"others": others} if others else {})
 
 
 def describe_values(statistics: LatentStatistics) -> Row:

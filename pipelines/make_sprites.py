@@ -22,7 +22,9 @@ from pydantic.dataclasses import dataclass
 
 from simda.config import CONFIG_RULES, Uri, config_to_dict, config_to_yaml
 from simda.data.store import OutputStore
+from simda.data.uris import is_local, open_uri
 from simda.data.video_io import write_video
+from simda.errors import ConfigError
 from simda.runtime import run_command, with_progress
 from simda.sprites import world
 
@@ -50,10 +52,11 @@ class MakeSpritesConfig:
 def run(config: MakeSpritesConfig) -> dict[str, Any]:
     """Render the videos that are not there yet, then write both CSV files."""
     started = time.monotonic()
+    check_output(config)
     store = OutputStore(config.output)
     run_key = {"command": "make_sprites", **{k: v for k, v in config_to_dict(config).items() if k != "output"}}
     store.claim(run_key, config_to_yaml(config))
-    folder = Path(config.output)
+    folder = Path(open_uri(config.output)[1])
     (folder / "videos").mkdir(exist_ok=True)
 
     missing = [i for i in range(config.num_videos) if not (folder / "videos" / video_name(i)).exists()]
@@ -79,7 +82,18 @@ def run(config: MakeSpritesConfig) -> dict[str, Any]:
 
 def dry_run(config: MakeSpritesConfig) -> dict[str, Any]:
     """Count what would be rendered."""
+    check_output(config)
     return {"num_rows": config.num_videos, "num_prompts": config.num_prompts, "output": config.output}
+
+
+def check_output(config: MakeSpritesConfig) -> None:
+    """Refuse to render to an object store.
+
+    Raises:
+        ConfigError: `output` is not on this machine.
+    """
+    if not is_local(config.output):
+        raise ConfigError(f"output={config.output}: videos are rendered to a local directory; copy them from there")
 
 
 def video_name(index: int) -> str:

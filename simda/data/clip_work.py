@@ -7,13 +7,14 @@ it stays in Arrow memory, so that a plan of millions of clips is no trouble.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from simda.data.frame_buckets import Bucket
-from simda.data.schema import FILTERED, LATENTS, NULL_PROMPT, TableKind, caption_id
+from simda.data.schema import FAILURES, FILTERED, LATENTS, NULL_PROMPT, PLANNED, TableKind, caption_id
 from simda.data.store import OutputStore
 
 
@@ -52,18 +53,43 @@ def with_attempts(plan: pa.Table, failed: Mapping[str, int]) -> pa.Table:
     return plan.append_column("attempt", pc.add(pc.fill_null(attempts, 0), pa.scalar(1, pa.int32())))
 
 
-def forget_former_clips(
-    store: OutputStore, ever: pa.Table, known: pa.Table, uris: pa.Array, failed: dict[str, int]
-) -> None:
-    """Failed clips of a video that has changed since are nobody's any more: it is planned anew."""
-    former = ever.filter(
+def former_clips(ever: pa.Table, plan: pa.Table, videos: Sequence[Mapping[str, Any]]) -> pa.Array:
+    """Ids of the clips that today's plan has others for: of a file that was changed, or whose captions were.
+
+    Args:
+        ever: all plans that were made for this output.
+        plan: today's.
+        videos: that there are today: uri, size_bytes, version. Clips of others stay.
+    """
+    columns = pa.schema([("uri", pa.string()), ("size_bytes", pa.int64()), ("version", pa.string())])
+    today = pa.Table.from_pylist([{name: row[name] for name in columns.names} for row in videos], columns)
+    others = ever.filter(
         pc.and_(
-            pc.is_in(ever["video_uri"], value_set=uris),
-            pc.invert(pc.is_in(ever["video_key"], value_set=pc.unique(known["video_key"]))),
+            pc.is_in(ever["video_uri"], value_set=today["uri"].combine_chunks()),
+            pc.invert(pc.is_in(ever["clip_id"], value_set=plan["clip_id"].combine_chunks())),
         )
-    )["clip_id"]
-    if not failed.keys().isdisjoint(former.to_pylist()):
-        store.forget_failures(former)
+    )
+    if not len(others):
+        return pa.array([], pa.string())
+    files, places = ("video_uri", "size_bytes", "version"), ("video_uri", "start_s", "end_s", "variant")
+    is_same_file = pc.is_in(_joined(others, files), value_set=_joined(today, columns.names))
+    of_these = plan.filter(pc.is_in(plan["video_uri"], value_set=pc.unique(others["video_uri"])))
+    is_taken = pc.is_in(_joined(others, places), value_set=_joined(of_these, places))
+    return others.filter(pc.or_(pc.invert(is_same_file), is_taken))["clip_id"].combine_chunks()
+
+
+def forget_clips(store: OutputStore, clip_ids: pa.Array) -> None:
+    """Take clips out of the output, whatever became of them."""
+    store.invalidate_manifest()
+    # The plan last: killed before, the same is found to be done again.
+    for kind in (LATENTS, FILTERED, FAILURES, PLANNED):
+        store.forget(kind, clip_ids)
+
+
+def _joined(table: pa.Table, names: Sequence[str]) -> pa.Array:
+    """Some columns as one text for each row."""
+    texts = [pc.cast(table[name].combine_chunks(), pa.string()) for name in names]
+    return pc.binary_join_element_wise(*texts, "\n")
 
 
 def by_bucket(clips: pa.Table) -> list[tuple[Bucket, pa.Table]]:

@@ -1,7 +1,7 @@
 """CSV files as people write them: every value stays text, every row knows its line.
 
 A byte order mark, CRLF, commas, quotes and newlines inside quotes are all fine; "007" stays "007" and "NA" stays "NA".
-A TSV file whose quotes do not pair is one without quoting.
+A blank before a quoted value does not count. A TSV file whose quotes do not pair is one without quoting.
 What the columns mean is the business of `captions.py`, `prompts.py` and whoever else reads a table of their own.
 """
 
@@ -84,9 +84,15 @@ def read_csv(uri: str, required: Sequence[str], delimiter: str = ",") -> CsvTabl
 def _split(uri: str, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """The values of each record, with the line on which it starts."""
 
-    def split(quoting: int) -> list[tuple[int, list[str]]]:
+    def split(quoting: int, skips_blanks: bool) -> list[tuple[int, list[str]]]:
         # Text is split by the csv module alone: it alone knows which newlines stand inside quotes.
-        records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)  # type: ignore[arg-type]
+        records = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=delimiter,
+            strict=True,
+            quoting=quoting,  # type: ignore[arg-type]
+            skipinitialspace=skips_blanks,
+        )
         found, start = [], 1
         try:
             for record in records:
@@ -97,13 +103,18 @@ def _split(uri: str, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
         return found
 
     csv.field_size_limit(MAX_VALUE_CHARS)
+    if delimiter == TAB:
+        try:
+            return split(csv.QUOTE_MINIMAL, False)
+        except InputError:
+            # Many a TSV file knows no quoting: a quote in it is a quote.
+            return split(csv.QUOTE_NONE, False)
     try:
-        return split(csv.QUOTE_MINIMAL)
+        # People write a blank between a comma and a quoted value.
+        return split(csv.QUOTE_MINIMAL, True)
     except InputError:
-        if delimiter != TAB:
-            raise
-        # Many a TSV file knows no quoting: a quote in it is a quote.
-        return split(csv.QUOTE_NONE)
+        # Or a value that starts with a quoted word: after a blank, a quote is a quote then.
+        return split(csv.QUOTE_MINIMAL, False)
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str | None:

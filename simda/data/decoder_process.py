@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -92,12 +95,18 @@ class DecoderProcess:
     def _start(self) -> None:
         self._connection, far_end = Pipe()
         with far_end:
+            # Its own, since a process that is killed leaves its copies of videos behind.
+            self._folder = tempfile.mkdtemp(prefix="simda-")
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-c", CHILD, str(far_end.fileno()), str(self.timeout_s)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[far_end.fileno()],
                 # What this process can import, that one can.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "TMPDIR": self._folder,
+                },
             )
         try:
             ready = self._connection.poll(START_TIMEOUT_S) and self._connection.recv()
@@ -113,6 +122,7 @@ class DecoderProcess:
             self._child.wait()
             self._connection.close()
             self._child = None
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def serve(descriptor: float, timeout_s: float) -> None:
@@ -125,6 +135,9 @@ def serve(descriptor: float, timeout_s: float) -> None:
             try:
                 function, args, kwargs = connection.recv()
             except EOFError:
+                # Whoever started this process may have been killed, and so does not do it.
+                with suppress(OSError):
+                    os.rmdir(tempfile.gettempdir())
                 return
             # The caller kills a call that hangs; the alarm does where the caller was killed before.
             signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 10)

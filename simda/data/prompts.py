@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from simda.config import SchedulerName
 from simda.data.csv_table import nearest_name
-from simda.data.record_list import RECORD_SUFFIXES, RecordList, read_records, suffix_of
+from simda.data.record_list import RECORD_SUFFIXES, RecordList, as_text, read_records, suffix_of
 from simda.data.schema import derived_id
 from simda.data.uris import read_text
 from simda.errors import InputError
@@ -194,7 +194,7 @@ def _read_row(
     values, faults = {}, []
     for name in (prompt_column, "prompt_id", "seed", *known):
         try:
-            values[name] = _as_text(record.get(name))
+            values[name] = as_text(record.get(name))
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
@@ -240,29 +240,6 @@ def _copies(row: PromptRow, number: int, base_seed: int) -> list[PromptRow]:
         seed = row_seed(f"{prompt_id}:{row.seed}", base_seed)
         copies.append(PromptRow(prompt_id, row.prompt, seed, row.settings, row.where))
     return copies
-
-
-def _as_text(value: Any) -> str:
-    """A value of a list as it would stand in a CSV file.
-
-    Raises:
-        ValueError: it is neither text nor a number, or text that no file can hold.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        # A column of whole numbers with gaps comes out of pandas as 8.0.
-        return str(int(value))
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is {type(value).__name__}, neither text nor a number")
-    text = str(value).strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"half of a surrogate pair at character {error.start + 1}; write the whole character"
-        ) from None
-    return text
 
 
 def _parse(text: str, setting: Setting) -> Any:

@@ -7,6 +7,7 @@ is the business of `video_table.py` and `prompts.py`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,3 +131,26 @@ def _read_json(uri: str, required: Sequence[str]) -> list[Record]:
     # Beside its captions, MSR-VTT's file has a list of the videos without any.
     fitting = [items for items in lists if items and set(required) <= set(items[0])]
     return [(f"record {number}", record) for number, record in enumerate((fitting or lists)[0], start=1)]
+
+
+def as_text(value: Any) -> str:
+    """A value of a list as it would stand in a CSV file.
+
+    Raises:
+        ValueError: it is neither text nor a number, or text that no file can hold.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        # A column of whole numbers with gaps comes out of pandas as 8.0.
+        return str(int(value))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is {type(value).__name__}, neither text nor a number")
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"half of a surrogate pair at character {error.start + 1}; write the whole character"
+        ) from None
+    return text

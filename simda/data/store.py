@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from simda.data import run_lock
-from simda.data.schema import FAILURES, LIBRARIES, TableKind, build_table, describe_differences, read_provenance
+from simda.data.schema import FAILURES, LIBRARIES, TableKind, describe_differences, read_provenance
 from simda.data.uris import TEMPORARY_PREFIX, get_info, is_local, join_uri, open_uri, patiently, read_bytes, write_bytes
 from simda.errors import ConfigError, InputError, ModelMismatchError
 
@@ -251,15 +251,16 @@ class OutputStore:
             self.delete_file(name)
         return forgotten
 
-    def forget_failures(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Take rows out of the failures table."""
-        names, failures = self.shard_names(FAILURES), self.read_table(FAILURES)
-        kept = failures.filter(pc.invert(pc.is_in(failures["id"], value_set=ids)))
-        if len(kept) == len(failures):
-            return
-        written = self.write_shard(FAILURES, build_table(FAILURES, kept.to_pylist(), {})) if len(kept) else []
-        for name in set(names) - set(written):
-            self.delete_file(name)
+    def forget(self, kind: TableKind, ids: pa.Array) -> None:
+        """Take rows out of a table. Killed at it, some of them may still be there, and all others are."""
+        for name, shard in list(self._shards(kind)):
+            is_kept = pc.invert(pc.is_in(shard.read([kind.id_column])[kind.id_column], value_set=ids))
+            if pc.all(is_kept).as_py():
+                continue
+            kept = shard.read().filter(is_kept)
+            written = self.write_shard(kind, kept) if len(kept) else []
+            if name not in written:
+                self.delete_file(name)
 
     # Files
 

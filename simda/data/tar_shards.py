@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from simda.data.clip_plan import SUFFIXES, TAR_SUFFIX, VideoSource, find_video
+from simda.data.record_list import as_text
 from simda.data.uris import member_uri, open_uri
 
 CAPTION_KEYS = ("caption", "captions", "text")
@@ -69,7 +70,8 @@ def list_shard(uri: str) -> ShardListing:
             for member in _members(file, uri, faults):
                 key, suffix = _split(member.name)
                 where = f"{uri}!/{member.name}"
-                if suffix not in SUFFIXES | {".txt", ".json"}:
+                # Of hidden files, macOS puts one beside each: ._17.mp4 holds no video.
+                if suffix not in SUFFIXES | {".txt", ".json"} or PurePosixPath(member.name).name.startswith("."):
                     continue
                 if member.issparse() or member.offset_data + member.size > num_bytes:
                     faults.append((where, "its bytes do not lie whole in the shard; write the shard again"))
@@ -141,4 +143,4 @@ def _captions_of(record: object) -> list[str]:
     captions = [found] if isinstance(found, str) else found
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"none of {', '.join(CAPTION_KEYS)} is text or a list of texts")
-    return captions
+    return [as_text(caption) for caption in captions]

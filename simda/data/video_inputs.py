@@ -17,6 +17,8 @@ from simda.data.tar_shards import is_shard, list_shards
 from simda.data.video_table import TableLayout, is_video_table, read_video_table
 from simda.errors import ConfigError, InputError
 
+LIST_STAGE, MATCH_STAGE = STRAY_STAGES = "list_videos", "match_captions"
+
 
 class Stray(NamedTuple):
     """What names no video: its own name, the stage that noticed, and what is wrong."""
@@ -65,7 +67,7 @@ def find_video_inputs(
         texts = match.captions if captions else in_shards | match.captions
         spans = {uri: (Span(found),) for uri, found in texts.items()}
         absent = f"{captions}: no such video in {videos}"
-        strays += [Stray(name, "match_captions", absent) for name in match.absent_videos]
+        strays += [Stray(name, MATCH_STAGE, absent) for name in match.absent_videos]
     if not any(span.captions for of_video in spans.values() for span in of_video):
         where = captions or "text files beside the videos, nor in a list"
         raise InputError(
@@ -86,7 +88,7 @@ def _open_shards(
     shards = [file.uri for file in files if is_shard(file.uri)]
     listings = dict(zip(shards, list_shards(shards), strict=True))
     captions = {source.uri: texts for listing in listings.values() for source, texts in listing.videos if texts}
-    strays = [Stray(name, "list_videos", message) for each in listings.values() for name, message in each.faults]
+    strays = [Stray(name, LIST_STAGE, message) for each in listings.values() for name, message in each.faults]
     sources = [
         source
         for file in files
@@ -112,5 +114,5 @@ def _list_sources(
     if captions and layout and layout.caption_column:
         raise ConfigError("captions and table both say where captions are; leave out captions, or the table's column")
     table = read_video_table(videos, layout or TableLayout(), root)
-    strays = [Stray(where, "list_videos", message) for where, message in table.faults]
+    strays = [Stray(where, LIST_STAGE, message) for where, message in table.faults]
     return table.videos, None if captions else table.spans, strays

@@ -221,7 +221,7 @@ def _tags(metadata: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _write(frames: np.ndarray, path: str, fps: float, tags: Mapping[str, str], coding: Coding) -> None:
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001) or Fraction(1, round(1 / fps))
     with storage_faults(path), whole_file(path, survives_power_loss=False) as partial:
         try:
             _encode(frames, partial, rate, tags, coding)

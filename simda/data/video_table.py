@@ -17,11 +17,13 @@ from typing import Any
 
 from simda.data.clip_plan import MISSING, Span, VideoSource, find_video
 from simda.data.csv_table import nearest_name
-from simda.data.record_list import RECORD_SUFFIXES, read_records
+from simda.data.record_list import RECORD_SUFFIXES, as_text, read_records
 from simda.data.uris import is_local, join_uri, open_uri
 from simda.errors import ConfigError, InputError
 
 MAX_FAULTS_SHOWN = 50
+MAX_NAME_BYTES = 255
+"""Of a file or directory, in every common file system."""
 NUM_LOOKERS, NAMES_AT_ONCE = 32, 4096
 """Requests at once to an object store for what is known of the videos, and how many of them wait in memory."""
 OTHER_LISTS = (".txt", ".xlsx", ".xls", ".ods", ".arrow", ".feather", ".gz", ".zip")
@@ -131,7 +133,7 @@ def read_video_table(uri: str, layout: TableLayout, root: str | None = None) -> 
     for where, record in table.records:
         try:
             name = join_uri(folder, _file_name(record, layout))
-            open_uri(name)
+            _check_name(name)
             found = _spans(record, layout)
         except ValueError as error:
             faults.append((f"{uri} {where}", str(error)))
@@ -178,11 +180,26 @@ def _check_columns(uri: str, columns: Sequence[str], layout: TableLayout) -> Non
 
 def _file_name(record: dict[str, Any], layout: TableLayout) -> str:
     def value_of(column: re.Match[str]) -> str:
-        if record.get(column[1]) in (None, ""):
+        value = as_text(record.get(column[1]))
+        if not value:
             raise ValueError(f"no value for {column[1]!r}, so it names no video")
-        return str(record[column[1]])
+        return value
 
     return COLUMN.sub(value_of, layout.file)
+
+
+def _check_name(uri: str) -> None:
+    """Refuse names that storages fail at, of which one would end the whole listing.
+
+    Raises:
+        ValueError: no file can be called so.
+    """
+    path = open_uri(uri)[1]
+    if "\0" in path:
+        raise ValueError(f"{uri!r} holds a NUL character, so it names no video")
+    longest = max(len(part.encode()) for part in path.split("/"))
+    if longest > MAX_NAME_BYTES:
+        raise ValueError(f"{uri[:80]!r}... has a name of {longest} bytes, of which {MAX_NAME_BYTES} are allowed")
 
 
 def _spans(record: dict[str, Any], layout: TableLayout) -> list[Span]:
@@ -229,7 +246,7 @@ def _list(value: Any, column: str | None) -> list[Any]:
 
 
 def _texts(values: list[Any]) -> list[str]:
-    return [text for value in values if value is not None and (text := str(value).strip())]
+    return [text for value in values if (text := as_text(value))]
 
 
 def _merge(spans: list[Span]) -> tuple[Span, ...]:

@@ -94,17 +94,25 @@ def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset
     code, summary, err = run("cache_latents", *words(dataset))
     assert (code, summary["num_done"], summary["num_failed"]) == (3, 6, 5)
     assert "5 of 11 rows failed" in err
-    failures = OutputStore(f"{dataset}/latents").failures(LATENTS).to_pylist()
+    store = OutputStore(f"{dataset}/latents")
+    failures = store.failures(LATENTS).to_pylist()
     failed = {Path(row["id"]).name.split(" ")[0]: row["message"] for row in failures}
     assert set(failed) == {videos[0].name, videos[1].name, videos[2].name, "uncaptioned.mp4", "absent.mp4"}
     assert "no caption" in failed["uncaptioned.mp4"]
     assert "no such video" in failed["absent.mp4"]
 
+    # A video that is mended is looked at again when that is asked for; one that was changed, and a list, always.
     videos[0].write_bytes(whole)
-    code, summary, _ = run("cache_latents", *words(dataset))
-    assert (summary["num_done"], summary["num_new"]) == (6, 0)
+    videos[3].touch()
+    absent = (dataset / "captions.csv").read_text()
+    (dataset / "captions.csv").write_text(absent.replace("absent.mp4", "\nabsent.mp4"))
+    code, summary, err = run("cache_latents", *words(dataset))
+    assert (summary["num_done"], summary["num_new"], summary["num_failed"]) == (6, 2, 5), err
+    assert "2 clips of videos or captions that were changed since are taken out" in err
+    assert store.read_table(LATENTS, ["video_uri"])["video_uri"].to_pylist().count(str(videos[3])) == 2
+    (dataset / "captions.csv").write_text(absent.replace("absent.mp4,of nothing\n", ""))
     code, summary, _ = run("cache_latents", *words(dataset, "retry_failed=true", "max_failure_rate=1"))
-    assert (code, summary["num_done"], summary["num_failed"]) == (0, 8, 4)
+    assert (code, summary["num_done"], summary["num_failed"]) == (0, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +138,7 @@ def test_what_cannot_be_used_is_a_failure_that_can_be_retried(local_ray, dataset
         ("filters.min_fps=30 filters.max_fps=20", "min_fps=30.0 is above max_fps=20.0"),
         ("filters.caption_pattern=a(", "is no regular expression"),
         ("filters.static_below=1 clips.num_frames=1", "clips of one frame never move"),
+        ("filters.max_blank_frames=0.5", "max_blank_frames has no effect without"),
         ("buckets=[64x64]", "'64x64' is no bucket"),
         ("buckets=[64x64x4]", "height_px, width_px and clips.num_frames: no effect with buckets=['64x64x4']"),
         ("buckets=[66x64x4] height_px=256 width_px=256 clips.num_frames=16", "multiples of 4"),
@@ -332,7 +341,7 @@ def test_an_estimate_is_the_probe_times_what_is_left():
     assert estimate_work(found, 4, 4, {}, {"a": 1, "b": 1}, workers, 2)["seconds_left"] == 8 + 4
 
 
-def test_failures_of_clips_that_a_changed_video_had_before_are_forgotten(tmp_path, pipeline):
+def test_a_changed_video_is_planned_anew_and_its_former_failures_are_forgotten(tmp_path, pipeline):
     module, store = pipeline("cache_latents"), OutputStore(str(tmp_path / "out"))
     videos = [video_row(VideoSource(f"/{name}.mp4", 1, version), (Span(("x",)),)) for name, version in ("a2", "b1")]
     former = video_row(VideoSource("/a.mp4", 1, "1"), (Span(("x",)),))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simda.data.schema import GENERATED, METRICS, build_table
+from simda.data.schema import FAILURES, GENERATED, METRICS, build_table
 from simda.data.store import OutputStore
 from simda.data.video_io import write_video
 from simda.sprites import world
@@ -51,6 +52,18 @@ def test_videos_are_held_to_their_prompts_and_the_time_is_told_before(local_ray,
         assert {row["id"]: row["value"] for row in metrics if row["metric"] == f"generated/{name}"} == right
     assert summary["figures"]["generated"]["all_right"] == 0.5
     assert summary["figures"]["generated, moving left"]["videos"] == 2
+
+    # More rows, one of them mended: what was written before does not stand beside it.
+    prompts = {"a": RED.caption(), "b": RED.caption(), "c": RED.caption(), "d": BLUE.caption()}
+    shutil.rmtree(generated)
+    write_generated(tmp_path / "made", {"a": BLUE, "b": BLUE, "c": RED, "d": BLUE}, prompts)
+    code, summary, err = run("evaluate", *words)
+    assert (code, summary["num_failed"]) == (0, 0), err
+    store = OutputStore(f"{tmp_path}/judged")
+    metrics = [row for row in store.read_table(METRICS).to_pylist() if row["metric"] == "generated/colour"]
+    assert {row["id"]: row["value"] for row in metrics} == {"a": 0.0, "b": 0.0, "c": 1.0, "d": 1.0}
+    assert len(store.shard_names(METRICS)) == 1
+    assert not store.ids(FAILURES)
 
     # Any words will do where only frames are looked at.
     code, summary, err = run("evaluate", *words[:1], f"output={tmp_path}/measured", "judge=frames")

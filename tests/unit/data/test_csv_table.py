@@ -21,6 +21,16 @@ def test_values_stay_as_they_are_written(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [('1, "a cat, running"', "a cat, running"), ('1, "epic" shot of a cat', '"epic" shot of a cat')],
+)
+def test_a_blank_before_quotes(tmp_path: Path, line: str, text: str) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n{line}\n")
+    table = read_csv(str(tmp_path / "a.csv"), required=())
+    assert (table.rows, table.faults) == ((CsvRow(2, {"id": "1", "text": text}),), ())
+
+
 def test_lines_of_another_length_are_faults(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("video,caption\na.mp4,a dog, running\nb.mp4\nc.mp4,fine\n")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_videos_are_read_as_in_this_process_by_one_other(reader: DecoderProcess,
     np.testing.assert_array_equal(frames, expected)
     assert (decoder, frames.flags.writeable) == (same_decoder, True)
     assert reader.call(process_id, "") == reader.call(process_id, "") != os.getpid()
+
+
+def leave_a_copy(uri: str) -> str:
+    folder = tempfile.mkdtemp(prefix="simda-")
+    (Path(folder) / "copy.mp4").write_bytes(b"x")
+    return folder
+
+
+def test_what_a_killed_decoder_had_copied_is_removed() -> None:
+    reader = DecoderProcess(timeout_s=30)
+    copied = Path(reader.call(leave_a_copy, ""))
+    assert copied.exists()
+    with pytest.raises(VideoError, match="crash"):
+        reader.call(leave, "")
+    assert not copied.parent.exists()
+    reader.close()
 
 
 def test_a_video_that_hangs_its_decoder_is_given_up(tmp_path: Path, make_video: MakeVideo) -> None:

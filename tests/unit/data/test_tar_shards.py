@@ -57,6 +57,7 @@ def test_members_belong_together_by_their_path_up_to_the_first_dot(tmp_path: Pat
         "captionless.mp4": b"x",
         "x@1+2.mp4": b"odd",
         "../../up.mp4": b"up",
+        "a/._17.mp4": b"of a Mac",
     }
     shard = write_shard(tmp_path / "0.tar", members)
     found = list_shard(shard)

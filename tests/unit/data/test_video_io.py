@@ -410,3 +410,9 @@ def test_a_crop_shows_its_part_of_the_picture(make_video: MakeVideo) -> None:
     straight, _ = read_frames(video, [0.0, 0.25], 48, 64)
     mirrored, _ = read_frames(video, [0.0, 0.25], 48, 64, Crop(mirrored=True))
     np.testing.assert_array_equal(mirrored, straight[:, :, ::-1])
+
+
+def test_a_frame_may_stand_for_longer_than_half_an_hour(tmp_path: Path) -> None:
+    frames = np.full((1, 32, 32, 3), 200, np.uint8)
+    write_video(frames, str(tmp_path / "slow.mp4"), 1 / 5000)
+    assert probe(str(tmp_path / "slow.mp4")).num_frames == 1

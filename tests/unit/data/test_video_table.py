@@ -147,14 +147,22 @@ def test_rows_that_name_no_video_are_told_and_the_rest_goes_on(folder: Path) -> 
         {"videoID": "b", "timestamp": [[2, 1]], "caption": ["x"]},
         {"videoID": "b", "timestamp": "now", "caption": ["x"]},
         {"videoID": "https://b", "timestamp": [[0, 1]], "caption": ["x"]},
+        {"videoID": "b\0", "timestamp": [[0, 1]], "caption": ["x"]},
+        {"videoID": "b\ud83d", "timestamp": [[0, 1]], "caption": ["x"]},
+        {"videoID": "b" * 300, "timestamp": [[0, 1]], "caption": ["x"]},
+        {"videoID": "b", "timestamp": [[0, 1]], "caption": [{"en": "x"}]},
+        {"videoID": "b", "timestamp": [[0, 1]], "caption": ["x\ud83d"]},
+        {"videoID": float("nan"), "timestamp": [[0, 1]], "caption": ["x"]},
     ]
     path = write(folder / "list.jsonl", rows)
     table = read_video_table(path, table_layout("panda70m"))
     assert captions(table, folder) == {"a.mp4": [("x", 0.0, 1.0)]}
     reasons = ["no value for 'videoID'", "2 spans in 'timestamp', 1 captions", "'soon', which is no time",
-               "ends before it starts", "'now' instead of a list", "https:// is not known"]  # fmt: skip
+               "ends before it starts", "'now' instead of a list", "https:// is not known", "holds a NUL character",
+               "half of a surrogate pair", "a name of 304 bytes, of which 255 are allowed", "neither text nor a number",
+               "half of a surrogate pair", "no value for 'videoID'"]  # fmt: skip
     # Blank lines are between the records.
-    assert [where for where, _ in table.faults] == [f"{path} line {number}" for number in (3, 5, 7, 9, 11, 13)]
+    assert [where for where, _ in table.faults] == [f"{path} line {number}" for number in range(3, 26, 2)]
     for (_, message), reason in zip(table.faults, reasons, strict=True):
         assert reason in message
 
