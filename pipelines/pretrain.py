@@ -35,7 +35,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from simda.config import CONFIG_RULES, ModelName, Uri
+from simda.config import CONFIG_RULES, ModelName, Uri, config_to_dict, config_to_yaml
+from simda.data.store import OutputStore
+from simda.data.uris import is_local, open_uri
 from simda.errors import ConfigError
 from simda.models.autoencoder import encode_frames
 from simda.models.base_models import load_autoencoder, load_text_parts
@@ -142,24 +144,35 @@ class PretrainConfig:
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train all parts, or what is left of them, and save the model."""
     check_settings(config)
+    store = OutputStore(config.output)
+    store.claim(run_key(config), config_to_yaml(config))
     torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(open_uri(config.output)[1])
     is_upscaler = config.model == "upscaler"
     model = train_upscaler(config, folder, device) if is_upscaler else train_text_to_image(config, folder, device)
     psnr_db = psnr_on_new_stills(model.vae, config.seed, device, LARGE_PX if is_upscaler else world.SIZE_PX)
     model.to(dtype=torch.float16).save_pretrained(folder / "base")
     num_bytes = sum(file.stat().st_size for file in (folder / "base").rglob("*") if file.is_file())
-    return {"base": str(folder / "base"), "num_bytes": num_bytes, "psnr_db": round(psnr_db, 2)}
+    summary = {"base": str(folder / "base"), "num_bytes": num_bytes, "psnr_db": round(psnr_db, 2)}
+    store.write_manifest(summary)
+    return summary
+
+
+def run_key(config: PretrainConfig) -> dict[str, Any]:
+    """Everything that decides the model."""
+    settings = {name: value for name, value in config_to_dict(config).items() if name not in ("output", "num_threads")}
+    return {"command": "pretrain", **settings}
 
 
 def check_settings(config: PretrainConfig) -> None:
-    """Refuse settings of the model that is not trained.
+    """Refuse settings of the model that is not trained, and an output on an object store.
 
     Raises:
         ConfigError: with their names.
     """
+    if not is_local(config.output):
+        raise ConfigError(f"output={config.output}: models are trained to a local directory; copy them from there")
     own = {"text_to_image": ("autoencoder", "text_encoder", "denoiser"), "upscaler": ("upscaler",)}
     others = (name for model, names in own.items() if model != config.model for name in names)
     idle = [name for name in others if getattr(config, name) != type(getattr(config, name))()]
@@ -305,6 +318,7 @@ def round_to_half(model: Model) -> Model:
 def dry_run(config: PretrainConfig) -> dict[str, Any]:
     """Count parameters and stills."""
     check_settings(config)
+    OutputStore(config.output).check_claim(run_key(config))
     if config.model == "upscaler":
         models: dict[str, nn.Module] = {"denoiser": upscaler_pretraining.build_upscaler_unet()}
         num_stills = config.upscaler.num_clips * FRAMES_PER_CLIP

@@ -249,21 +249,23 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
     prompts = validation_prompts(config)
     clips = open_latents(config)
+    plan = make_plan(config, clips)
+    num_parameters = count_parameters(plan)
     store = OutputStore(config.output)
     goes_on = store.claim(run_key(config, clips), config_to_yaml(config))
     finished = store.read_manifest()
     if finished:
         print(f"{store.uri} is finished already; nothing to do", file=sys.stderr)
         return {**finished, "already_done": True}
-    plan = make_plan(config, clips)
-    announce(plan, config.workers, clips, Checkpoints(store).find() if goes_on else FoundCheckpoint(None))
+    found = Checkpoints(store).find() if goes_on else FoundCheckpoint(None)
+    announce(plan, num_parameters, config.workers, clips, found)
     workers = config.workers
     telemetry = TrainingTelemetry(
         config.batch_size,
         workers.num_workers,
         workers.device,
         config.checkpoint_every,
-        bytes_of_checkpoint(config, count_parameters(plan)),
+        bytes_of_checkpoint(config, num_parameters),
         record_metric,
     )
     settings = config_to_dict(config)
@@ -334,7 +336,7 @@ def watch_of(config: TrainConfig, clips: LatentClips, prompts: list[dict[str, An
     }
     # Outside of the workers' placement group, which has no room beside them.
     task = ray.remote(num_cpus=videos.cpus, num_gpus=videos.gpus, scheduling_strategy="DEFAULT")(watch_validation)
-    return Watch(task, settings, videos.every)
+    return Watch(task, settings, videos.every, {"CPU": videos.cpus, "GPU": videos.gpus})
 
 
 def with_precision(config: TrainConfig) -> TrainConfig:
@@ -444,12 +446,17 @@ def num_steps_of_clips(config: TrainConfig) -> int:
 
 
 def check_shares(config: TrainConfig) -> None:
-    """Every number of workers that there may be shares a batch equally.
+    """Every number of workers that there may be shares a batch equally, and each has a GPU of its own.
 
     Raises:
         ConfigError: one does not.
     """
     most = config.workers.num_workers
+    if most > 1 and config.workers.gpus_per_worker % 1:
+        raise ConfigError(
+            f"workers.gpus_per_worker={config.workers.gpus_per_worker}: workers that share a GPU cannot train together "
+            "(NCCL refuses it); give each a whole one, or use workers.num_workers=1"
+        )
     if config.min_workers and config.min_workers > most:
         raise ConfigError(f"min_workers={config.min_workers} is above workers.num_workers={most}")
     each = [number * config.num_accumulated for number in range(config.min_workers or most, most + 1)]
@@ -536,7 +543,9 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
     )
 
 
-def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, found: FoundCheckpoint) -> None:
+def announce(
+    plan: TrainingPlan, num_parameters: int, workers: Workers, clips: LatentClips, found: FoundCheckpoint
+) -> None:
     """Say what is going to happen, since workers take a while to start."""
     for fault in found.faults:
         print(f"left out: {fault}", file=sys.stderr)
@@ -544,7 +553,7 @@ def announce(plan: TrainingPlan, workers: Workers, clips: LatentClips, found: Fo
     num_images = sum(clips.image_buckets.values())
     images = f", {plan.image_share:.0%} of them of images from {num_images} clips" if plan.images else ""
     print(
-        f"{f'going on from {found.name}' if found.name else 'training'}: {count_parameters(plan):,} parameters, "
+        f"{f'going on from {found.name}' if found.name else 'training'}: {num_parameters:,} parameters, "
         f"{plan.num_steps} steps of {plan.batch_size} from {shapes}{images}; starting {workers.num_workers} workers",
         file=sys.stderr,
         flush=True,

@@ -13,11 +13,11 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import unquote
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from simda.errors import ConfigError
@@ -147,6 +147,19 @@ class Adapter:
     stretch_from: int | None = Field(default=None, ge=2)
     """Frames of the clips for which `temporal_kernel` is meant: it is stretched with clips of another length, so that
     sampling longer ones than were trained on keeps their course. Ours; None spans as many frames of any clip."""
+
+    @model_validator(mode="after")
+    def _some_are_trained_and_no_setting_is_ignored(self) -> Self:
+        if not (self.attention or self.ffn or self.temporal):
+            raise ValueError("attention, ffn and temporal are all false, so nothing would be trained; leave one in")
+        if self.temporal_kernel % 2 == 0:
+            raise ValueError(f"temporal_kernel={self.temporal_kernel}; it is odd")
+        idle = [] if self.temporal else ["temporal_reduction", "temporal_kernel", "frame_positions", "stretch_from"]
+        idle += [] if self.attention or self.ffn else ["spatial_reduction"]
+        set_idly = [name for name in idle if getattr(self, name) != getattr(type(self)(), name)]
+        if set_idly:
+            raise ValueError(f"{', '.join(set_idly)}: no effect without the adapters they are of; leave them out")
+        return self
 
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:

@@ -17,6 +17,7 @@ from typing import Any
 
 from simda.data.store import OutputStore
 from simda.data.uris import exists, read_text, write_bytes
+from simda.errors import SimdaError
 from simda.training.curves_plot import PLOT_FILE, plot_curves
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,18 +65,31 @@ def shown_progress(store: OutputStore, num_steps: int, *add: Callable[[dict[str,
     Args:
         add: are given each new line too.
     """
-    stop = threading.Event()
+    stop, shown_before = threading.Event(), _last_step(read_metrics(store))
+    takers = list(add)
+
+    def hand_on(row: dict[str, Any]) -> None:
+        for take in list(takers):
+            try:
+                take(row)
+            except Exception as error:
+                takers.remove(take)
+                print(f"the curves go on without {take.__qualname__}: {error!r}", file=sys.stderr, flush=True)
 
     def follow() -> None:
-        shown, stopped = _last_step(read_metrics(store)), False
+        shown, stopped = shown_before, False
         while not stopped:
             stopped = stop.wait(POLL_EVERY_S)
-            rows = read_metrics(store)
+            try:
+                rows = read_metrics(store)
+            except SimdaError as error:
+                # Only the showing of what is trained elsewhere; the next look may find the storage again.
+                print(f"no progress to show: {error}", file=sys.stderr, flush=True)
+                continue
             for row in rows:
                 if row["step"] > shown:
                     print(progress_line(row, num_steps), file=sys.stderr, flush=True)
-                    for take in add:
-                        take(row)
+                    hand_on(row)
             # Smaller than before when a failed worker has been replaced and goes on from an earlier step.
             shown = _last_step(rows)
 

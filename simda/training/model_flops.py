@@ -7,6 +7,7 @@ the device and not of the work that it is given.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,15 +22,17 @@ from simda.models.video_unet import AdapterConfig, inject_adapters, predict
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "V100": 125.0,
     "T4": 65.0,
     "RTX 4090": 165.0,
 }
-"""Of bfloat16 (V100, T4: float16) products without sparsity, by a part of the GPU's name; its vendor's data sheets. The
+"""Of bfloat16 (V100, T4: float16) products without sparsity, by words of the GPU's name; its vendor's data sheets. The
 first that fits counts."""
 
 
@@ -38,7 +41,7 @@ def known_peak_tflops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    return next((peak for words, peak in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def count_clip_flops(

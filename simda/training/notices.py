@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 
 from simda.errors import SimdaError
@@ -28,6 +29,8 @@ STOP_WITHIN_S = 120.0
 LOOK_EVERY_S = 5.0
 """Between two looks for machines that are about to be taken away, as often as Ray Train looks itself."""
 POLL_EVERY_S = 0.2
+SAME_WISH_S = 2.0
+"""Within which several signals to stop are one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def stoppable(fit: Callable[[], Ending], stop: Any) -> Ending:
         while not told.is_set() and not ended.done():
             told.wait(POLL_EVERY_S)
         if not ended.done():
-            if not ray.get(stop.ask.remote()):
+            if not has_begun(stop):
                 raise KeyboardInterrupt
             print("stopping after this step and its checkpoint; a second signal stops at once", file=sys.stderr)
         try:
@@ -95,12 +98,26 @@ def stoppable(fit: Callable[[], Ending], stop: Any) -> Ending:
             raise KeyboardInterrupt from None
 
 
+def has_begun(stop: Any) -> bool:
+    """Ask a `StopRequest` for a stop; returns whether there are workers to follow it."""
+    try:
+        return ray.get(stop.ask.remote())
+    except RayActorError:
+        return False
+
+
 @contextmanager
 def told_to_stop(told: threading.Event) -> Iterator[None]:
-    """For the length of the block, the first SIGTERM or SIGINT sets `told`, the second interrupts this process."""
+    """For the length of the block, the first SIGTERM or SIGINT sets `told`, a later one interrupts this process.
+
+    `ray job stop` tells a job's command and its children, and a chain's command (`pipelines/run.py`) tells the step
+    that it runs: what comes within a moment of the first is the same wish.
+    """
+    first_s: list[float] = []
 
     def note(*_: Any) -> None:
-        if told.is_set():
+        first_s.append(time.monotonic())
+        if first_s[-1] - first_s[0] > SAME_WISH_S:
             raise KeyboardInterrupt
         told.set()
 
@@ -159,14 +176,22 @@ class Notices:
     """
 
     def __init__(self, stop: Any) -> None:
-        self._asked = None if stop is None else stop.asked.remote()
+        self._stop, self._asked = stop, None if stop is None else stop.asked.remote()
         self._looked_s = time.monotonic()
         self._saved_for: set[str] = set()
 
     @property
     def stops(self) -> bool:
         """Whether the driver asks to stop."""
-        return self._asked is not None and bool(ray.wait([self._asked], timeout=0)[0])
+        if self._asked is None or not ray.wait([self._asked], timeout=0)[0]:
+            return False
+        try:
+            ray.get(self._asked)
+        except RayActorError:
+            # The driver cannot be heard; that is no word of it.
+            self._asked = self._stop.asked.remote()
+            return False
+        return True
 
     def give(self) -> tuple[bool, bool, bool]:
         """For `AdapterTrainer.step`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from simda.config import Workers, on_role
 from simda.data.store import OutputStore
@@ -29,7 +30,15 @@ from simda.training.checkpoint import CHECKPOINTS_FOLDER, Checkpoints, checkpoin
 from simda.training.curves import Curves
 from simda.training.latent_clips import LatentClips
 from simda.training.model_flops import known_peak_tflops
-from simda.training.notices import Ending, NoticedTorchConfig, Notices, StopRequest, WorkerLeavesError, stoppable
+from simda.training.notices import (
+    LOOK_EVERY_S,
+    Ending,
+    NoticedTorchConfig,
+    Notices,
+    StopRequest,
+    WorkerLeavesError,
+    stoppable,
+)
 from simda.training.objective import ClipBatch
 from simda.training.step import AdapterTrainer, DivergenceError
 from simda.training.training_plan import (
@@ -53,11 +62,13 @@ class Watch:
         task: a Ray remote function of (steps done, content of the adapter's file, **settings).
         settings: its further arguments.
         every: steps between two looks; a multiple of those between checkpoints.
+        resources: CPUs and GPUs that it asks for, beside the workers'.
     """
 
     task: Any
     settings: dict[str, Any]
     every: int
+    resources: dict[str, float]
 
 
 def run_workers(
@@ -84,10 +95,12 @@ def run_workers(
         SimdaError: the training diverged, or workers failed too often for a reason that a person can mend.
         TrainingFailedError: workers failed too often.
     """
-    check_resources(workers, min_workers or workers.num_workers)
+    check_resources(workers, min_workers or workers.num_workers, watch.resources if watch else {})
     store = OutputStore(plan.output)
     filesystem, path = open_uri(store.uri)
-    stop = ray.remote(num_cpus=0)(StopRequest).remote()
+    # Beside the driver, with which it may be lost: elsewhere it would be with any machine that happens to be there.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    stop = ray.remote(num_cpus=0, scheduling_strategy=here)(StopRequest).remote()
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"plan": plan.to_settings(), "watch": watch, "stop": stop},
@@ -132,11 +145,19 @@ def explain_failure(error: ray.train.WorkerGroupError) -> SimdaError | None:
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, SimdaError):
             return cause
+        if isinstance(cause, torch.OutOfMemoryError):
+            return ConfigError(
+                f"a worker's device ran out of memory: {str(cause).splitlines()[0]} Set gradient_checkpointing=true, "
+                "raise num_accumulated, use precision=bf16, or lower batch_size, and run it again"
+            )
     return None
 
 
-def check_resources(workers: Workers, num_workers: int) -> None:
+def check_resources(workers: Workers, num_workers: int, beside: Mapping[str, float]) -> None:
     """Refuse what can never start; a cluster may still grow, one machine does not.
+
+    Args:
+        beside: CPUs and GPUs for what looks at the adapter meanwhile.
 
     Raises:
         ConfigError: with what is asked for and what there is.
@@ -146,9 +167,11 @@ def check_resources(workers: Workers, num_workers: int) -> None:
     there = ray.cluster_resources()
     asked = {"CPU": workers.cpus_per_worker, "GPU": workers.gpus_per_worker}
     for name, each in asked.items():
-        if each * num_workers > there.get(name, 0):
+        more = beside.get(name, 0)
+        if each * num_workers + more > there.get(name, 0):
+            videos = f" and validation videos with {more:g}" if more else ""
             raise ConfigError(
-                f"{num_workers} worker(s) with {name}s {each} each need more than the "
+                f"{num_workers} worker(s) with {name}s {each:g} each{videos} need more than the "
                 f"{there.get(name, 0):g} that Ray has on this machine; use fewer, or run on a cluster"
             )
 
@@ -169,10 +192,10 @@ def train_loop_per_worker(settings: dict[str, Any]) -> Ending:
         if trainer.ranks.gather(["stop"] if notices.stops else []):
             return Ending(stopped=True)
         try:
-            train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size, notices, watch)
+            is_done = train_to_the_end(trainer, plan, clips, checkpoints, rank, world_size, notices, watch)
         except DivergenceError as error:
             return Ending(divergence=str(error))
-    return Ending(stopped=trainer.num_steps_done < plan.num_steps)
+    return Ending(stopped=not is_done)
 
 
 def train_to_the_end(
@@ -184,10 +207,11 @@ def train_to_the_end(
     world_size: int,
     notices: Notices,
     watch: Watch | None = None,
-) -> None:
+) -> bool:
     """All steps that are left; rank 0 writes the curves and the checkpoints, and has the adapter looked at.
 
-    Told to stop, it ends after the step with a checkpoint of it.
+    Returns:
+        Whether all is done; told to stop, it ends after the step with a checkpoint of it.
 
     Raises:
         WorkerLeavesError: a worker is told to end; after such a checkpoint too.
@@ -222,10 +246,13 @@ def train_to_the_end(
                 trainer.ranks.gather([])
                 if leaves:
                     raise WorkerLeavesError(f"a worker was told to end (SIGTERM); step {done} has a checkpoint")
-                return
+                return False
     # They belong to this process, and would end with it.
-    if videos:
-        ray.wait(videos, num_returns=len(videos))
+    while videos:
+        _, videos = ray.wait(videos, num_returns=len(videos), timeout=LOOK_EVERY_S)
+        if videos and notices.stops:
+            return False
+    return True
 
 
 def look_again(watch: Watch, checkpoints: Checkpoints, num_steps_done: int) -> list[ray.ObjectRef]:

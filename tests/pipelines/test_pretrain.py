@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
@@ -23,3 +25,18 @@ def test_a_dry_run_counts(run, tmp_path):
     assert code == 0, err
     assert summary["num_stills"] == 400
     assert summary["num_parameters"]["denoiser"] < 2_000_000
+
+
+def test_an_output_goes_on_with_its_own_settings_only(run, tmp_path):
+    tiny = ("autoencoder.num_steps=20", "text_encoder.num_steps=20", "denoiser.num_steps=20", "denoiser.batch_size=1")
+    words = (f"output={tmp_path / 'out'}", *tiny, "autoencoder.batch_size=1", "text_encoder.batch_size=8")
+    code, summary, err = run("pretrain", *words)
+    assert code == 0, err
+    unet = Path(summary["base"]) / "unet" / "diffusion_pytorch_model.safetensors"
+    before = unet.read_bytes()
+    code, _, err = run("pretrain", *words, "seed=7")
+    assert (code, "belongs to a run with other settings" in err) == (2, True), err
+    code, _, err = run("pretrain", *words, "num_threads=2")
+    assert (code, unet.read_bytes() == before) == (0, True), err
+    code, _, err = run("pretrain", "output=s3://bucket/out")
+    assert (code, "trained to a local directory" in err) == (2, True), err

@@ -29,10 +29,11 @@ from simda.data.video_io import read_all_frames, read_video_metadata
 from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.runtime import run_command
+from simda.training import notices as notices_module
 from simda.training import pretraining
 from simda.training.checkpoint import Checkpoints
 from simda.training.metrics_log import read_metrics
-from simda.training.notices import Notices, WorkerLeavesError
+from simda.training.notices import Notices, StopRequest, WorkerLeavesError, has_begun, told_to_stop
 from simda.training.ranks import Ranks
 from simda.training.step import AdapterTrainer, native_precision
 from simda.training.training_plan import build_trainer, build_validation_objective
@@ -339,6 +340,47 @@ def train_steps(
     return trainer, [trainer.step(clips.batch(step)).loss for step in range(num_steps)]
 
 
+@pytest.mark.ray
+def test_validation_videos_that_find_no_room_are_refused(words: tuple[str, ...], tmp_path: Path, run, local_ray):
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
+    all_cpus = f"workers={{num_workers: 1, cpus_per_worker: {int(ray.cluster_resources()['CPU'])}}}"
+    videos = f"validation_videos={{prompts: {tmp_path}/prompts.txt, every: 4}}"
+    code, _, err = run("train", *words, all_cpus, videos, f"output={tmp_path / 'run'}")
+    assert (code, "each and validation videos with 0.5 need more than" in err) == (2, True), err
+
+
+@pytest.mark.ray
+def test_a_lost_actor_is_no_word_of_the_driver_and_stops_nothing(local_ray):
+    stop = ray.remote(num_cpus=0)(StopRequest).remote()
+    notices = Notices(stop)
+    ray.kill(stop)
+    for _ in range(3):
+        ray.wait([notices._asked], timeout=60)
+        assert not notices.stops
+    assert not has_begun(stop)
+
+
+@pytest.mark.ray
+def test_the_driver_s_word_reaches_the_workers(local_ray):
+    stop = ray.remote(num_cpus=0)(StopRequest).remote()
+    assert not has_begun(stop)
+    notices = Notices(stop)
+    ray.wait([notices._asked], timeout=60)
+    assert notices.stops
+    assert has_begun(stop)
+
+
+def test_a_wish_to_stop_that_comes_by_several_signals_is_one(monkeypatch):
+    told = threading.Event()
+    with told_to_stop(told):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told.wait(60)
+        monkeypatch.setattr(notices_module, "SAME_WISH_S", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 class GivenNotices(Notices):
     """Stands in for `Notices`, which listens to Ray: gives notices after given steps."""
 
@@ -443,6 +485,12 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("workers={num_workers: 3}", "num_workers=3 with num_accumulated=1; use a multiple of 3"),
         ("num_frames=5", "num_frames=5, but all 10 clips"),
         ("precision=fp16", "precision=fp16 is for GPUs"),
+        ("workers={num_workers: 2, gpus_per_worker: 0.5}", "workers that share a GPU cannot train together"),
+        ("adapter={temporal_kernel: 4}", "temporal_kernel=4; it is odd"),
+        ("adapter={attention: false, ffn: false, temporal: false}", "nothing would be trained"),
+        ("adapter={temporal: false, frame_positions: true}", "frame_positions: no effect without the adapters"),
+        ("adapter={attention: false, ffn: false, spatial_reduction: 2}", "spatial_reduction: no effect"),
+        ("adapter={spatial_reduction: 1000}", "1000"),
         ("images={share: 0.5}", "share=0.5 has no effect without images.latents"),
         ("images.latents=/nowhere", "latents=/nowhere does not exist"),
         ("latents=/nowhere", "latents=/nowhere does not exist"),
@@ -480,4 +528,4 @@ def test_an_empty_table_is_refused(words: tuple[str, ...], models: dict[str, str
 @pytest.mark.ray
 def test_more_than_the_machine_has_is_refused(words: tuple[str, ...], tmp_path: Path, run, local_ray):
     code, _, err = run("train", *words, f"output={tmp_path / 'run'}", "workers.gpus_per_worker=1")
-    assert (code, "with GPUs 1.0 each" in err) == (2, True), err
+    assert (code, "with GPUs 1 each" in err) == (2, True), err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -48,3 +49,33 @@ def test_the_driver_shows_new_lines_only(tmp_path: Path, capsys, monkeypatch):
         log.write()
     shown = capsys.readouterr().err.splitlines()
     assert shown == ["step 120/600  loss 0.5000  9.8 clips/s  48 s left"]
+
+
+def test_neither_a_storage_fault_nor_a_taker_s_ends_what_is_shown(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics_log, "POLL_EVERY_S", 0.02)
+    store, taken = OutputStore(str(tmp_path)), []
+
+    def fail(row: dict) -> None:
+        raise OSError("gone")
+
+    def told(what: str) -> None:
+        deadline = time.monotonic() + 60
+        while what not in "".join(shown):
+            shown.append(capsys.readouterr().err)
+            assert time.monotonic() < deadline, shown
+
+    shown: list[str] = []
+    with shown_progress(store, 600, fail, taken.append):
+        (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+        told("no progress to show: ")
+        log = MetricsLog(OutputStore(str(tmp_path / "other")), num_steps_done=0)
+        log.append(row(120))
+        os.replace(tmp_path / "other" / "metrics.jsonl", tmp_path / "metrics.jsonl")
+        told("step 120/600")
+        told("the curves go on without")
+        log.append(row(130))
+        log.write()
+        os.replace(tmp_path / "other" / "metrics.jsonl", tmp_path / "metrics.jsonl")
+        told("step 130/600")
+    assert [line["step"] for line in taken] == [120, 130]
+    assert "".join(shown).count("the curves go on without") == 1

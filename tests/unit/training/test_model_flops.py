@@ -29,7 +29,15 @@ def test_an_upscaler_is_counted_with_its_further_inputs(make_upscaler_unet):
 
 def test_devices_without_a_known_peak_have_none(monkeypatch: pytest.MonkeyPatch):
     assert known_peak_tflops(torch.device("cpu"), "bf16") is None
-    names = {"NVIDIA H100 80GB HBM3": 989.0, "NVIDIA H100 PCIe": 756.0, "NVIDIA L40S": 362.0, "Unheard-of": None}
+    names = {
+        "NVIDIA H100 80GB HBM3": 989.0,
+        "NVIDIA H100 PCIe": 756.0,
+        "NVIDIA L40S": 362.0,
+        "NVIDIA L40": 181.0,
+        "NVIDIA L4": 121.0,
+        "NVIDIA A100-SXM4-80GB": 312.0,
+        "Unheard-of": None,
+    }
     for name, peak in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert known_peak_tflops(torch.device("cuda"), "bf16") == peak
