@@ -23,11 +23,21 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from ray.data import ActorPoolStrategy
 
-from simda.config import CONFIG_RULES, Adapter, AdapterUri, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.config import (
+    CONFIG_RULES,
+    MAX_GUIDANCE,
+    Adapter,
+    AdapterUri,
+    ModelName,
+    Uri,
+    Workers,
+    config_to_dict,
+    config_to_yaml,
+)
 from simda.cost import time_left
 from simda.data.clip_plan import find_video
 from simda.data.edits import read_edits
-from simda.data.finished_rows import find_finished
+from simda.data.finished_rows import UNKNOWN_SIZE, find_finished, size_of
 from simda.data.prompts import PromptRow
 from simda.data.schema import GENERATED, derived_id
 from simda.data.store import OutputStore
@@ -58,7 +68,7 @@ CLIP = ("video", "source_prompt", "start_s", "stride", "num_frames", "height_px"
 """What adapters are tuned on; rows that have it in common share them."""
 OWN_SAMPLING = ("num_inference_steps", "guidance_scale")
 """What rows may say themselves of the sampling."""
-COMPARED = (*CLIP, "prompt", "negative_prompt", *OWN_SAMPLING)
+COMPARED = (*CLIP, "prompt", "negative_prompt", *OWN_SAMPLING, "source_bytes")
 """What must not change under the id of a finished edit."""
 
 
@@ -120,7 +130,7 @@ class EditSampling:
 
     num_inference_steps: int = Field(default=50, ge=1)
     """Steps of inversion and of sampling; of rows that do not say so themselves."""
-    guidance_scale: float = Field(default=12.5, ge=0)
+    guidance_scale: float = Field(default=12.5, ge=0, le=MAX_GUIDANCE)
     """Weight of the target prompt; of rows that do not say so themselves."""
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     """Share by which guided predictions are scaled back to the spread of unguided ones; against overexposed videos."""
@@ -300,8 +310,10 @@ def read_rows(config: EditConfig) -> list[Row]:
         return list(setting_faults(resolve(row, config), config, vae))
 
     rows = [resolve(row, config) for row in read_edits(config.edits, config.seed, check)]
-    versions = {video: find_video(video) for video in {row["video"] for row in rows}}
-    return [row | {"clip_key": clip_key(row, versions[row["video"]].version)} for row in rows]
+    sources = {video: find_video(video) for video in {row["video"] for row in rows}}
+    keys = [clip_key(row, sources[row["video"]].version) for row in rows]
+    sizes = [size_of(sources[row["video"]]) for row in rows]
+    return [row | {"clip_key": k, "source_bytes": size} for row, k, size in zip(rows, keys, sizes, strict=True)]
 
 
 def resolve(row: PromptRow, config: EditConfig) -> Row:
@@ -334,7 +346,7 @@ def setting_faults(row: Row, config: EditConfig, vae: Autoencoder) -> Iterator[s
 
 def former_settings(done: Row) -> Row:
     """What a finished row was made from, by the names that it has in the plan."""
-    return json.loads(done["settings"]) | done | {"video": done["source_video_uri"]}
+    return {"source_bytes": UNKNOWN_SIZE} | json.loads(done["settings"]) | done | {"video": done["source_video_uri"]}
 
 
 def starting_adapter(config: EditConfig, base: str) -> Any:

@@ -26,6 +26,8 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import (
     CONFIG_RULES,
+    MAX_COUNT,
+    MAX_GUIDANCE,
     AdapterUri,
     ExtraFile,
     ModelName,
@@ -71,17 +73,17 @@ CHECKED_COLUMNS = ("prompt_id", "settings", *(name for name in COMPARED if name 
 class Sampling:
     """Settings of rows that do not bring their own."""
 
-    num_frames: int = Field(default=16, ge=1)
+    num_frames: int = Field(default=16, ge=1, le=MAX_COUNT)
     """Frames of each video."""
-    height_px: int = Field(default=256, ge=1)
+    height_px: int = Field(default=256, ge=1, le=MAX_COUNT)
     """Height of each video."""
-    width_px: int = Field(default=256, ge=1)
+    width_px: int = Field(default=256, ge=1, le=MAX_COUNT)
     """Width of each video."""
     fps: float = Field(default=8.0, gt=0)
     """Frames per second at which the videos play."""
     num_inference_steps: int = Field(default=50, ge=1)
     """Denoising steps; time grows with them."""
-    guidance_scale: float = Field(default=7.5, ge=0)
+    guidance_scale: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE)
     """Weight of the prompt; 1 or less goes without guidance, in half the time."""
     negative_prompt: str = ""
     """What the videos shall not show."""
@@ -260,6 +262,11 @@ def plan(config: GenerateConfig) -> Plan:
     Raises:
         InputError, ConfigError, ModelMismatchError: what was given cannot be used.
     """
+    if config.speed.compiled and config.sampling.reuse_interval > 1:
+        raise ConfigError(
+            f"speed.compiled=true would compile anew in every batch with sampling.reuse_interval="
+            f"{config.sampling.reuse_interval}; leave one of them out"
+        )
     rows = read_rows(config)
     identities = identify_models(config)
     key = run_key(config, identities)

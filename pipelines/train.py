@@ -20,7 +20,7 @@ import ray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.config import CONFIG_RULES, MAX_GUIDANCE, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
 from simda.cost import no_estimate
 from simda.data.prompts import read_prompts
 from simda.data.schema import check_provenance
@@ -115,7 +115,7 @@ class ValidationVideos:
     """Steps between them, a multiple of checkpoint_every; they are made after the last step too."""
     num_inference_steps: int = Field(default=25, ge=1, le=1000)
     """Denoising steps."""
-    guidance_scale: float = Field(default=7.5, ge=0)
+    guidance_scale: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE)
     """Weight of the prompt."""
     fps: float = Field(default=8.0, gt=0)
     """Frames per second at which they play."""

@@ -9,6 +9,7 @@ of the failures table. Stopped at any point, the same command goes on with what 
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from ray.data import ActorPoolStrategy
 
 from simda.config import (
     CONFIG_RULES,
+    MAX_GUIDANCE,
     AdapterUri,
     ExtraFile,
     ModelName,
@@ -31,7 +33,7 @@ from simda.config import (
     config_to_yaml,
 )
 from simda.cost import time_left
-from simda.data.finished_rows import find_finished, standing_failures
+from simda.data.finished_rows import UNKNOWN_SIZE, find_finished, standing_failures
 from simda.data.schema import GENERATED
 from simda.data.store import OutputStore
 from simda.data.upscale_inputs import find_upscale_rows
@@ -55,7 +57,7 @@ from simda.stages.upscale_videos import STAGE, UpscaleVideos
 Row = dict[str, Any]
 
 GALLERY = "gallery.html"
-COMPARED = ("prompt", "seed", "video")
+COMPARED = ("prompt", "seed", "video", "source_bytes")
 """What must not change under the id of a finished video."""
 MAX_BLOCKS = 256
 
@@ -66,7 +68,7 @@ class UpscaleSampling:
 
     num_inference_steps: int = Field(default=50, ge=1)
     """Denoising steps; time grows with them."""
-    guidance_scale: float = Field(default=9.0, ge=0)
+    guidance_scale: float = Field(default=9.0, ge=0, le=MAX_GUIDANCE)
     """Weight of the prompt; 1 or less goes without guidance, in half the time."""
     noise_level: int = Field(default=20, ge=0)
     """Noise that is added to the source first; more lets the model invent more, less keeps to what is there."""
@@ -208,7 +210,7 @@ def plan(config: UpscaleConfig) -> Plan:
 
 def former_settings(done: Row) -> Row:
     """What a finished row was made from, by the names that it has in the plan."""
-    return done | {"video": done["source_video_uri"]}
+    return {"source_bytes": UNKNOWN_SIZE} | json.loads(done["settings"]) | done | {"video": done["source_video_uri"]}
 
 
 def run_key(config: UpscaleConfig) -> Row:
@@ -251,7 +253,8 @@ def check_sampling(sampling: UpscaleSampling, highest_noise_level: int, trained_
     """
     check_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.eta)
     Windows(sampling.window_frames, sampling.window_overlap)
-    Tiles(trained_px if sampling.tile_px is None else sampling.tile_px, sampling.tile_overlap_px or 0)
+    size_px = trained_px if sampling.tile_px is None else sampling.tile_px
+    Tiles(size_px, sampling.tile_overlap_px or 0)
     if sampling.noise_level > highest_noise_level:
         raise ConfigError(f"noise_level={sampling.noise_level}; this model knows 0 to {highest_noise_level}")
 

@@ -75,6 +75,10 @@ AdapterUri = Annotated[
 ]
 """A setting that names the `adapter` directory that `train` wrote, local or s3://, an embedded adapter, or one on the
 hub, as OWNER/NAME; `none` is the base model alone."""
+MAX_COUNT = 100_000
+"""Of frames, pixels of a side, and steps."""
+MAX_GUIDANCE = 1000
+"""Far above what any model is good for; what is larger overflows."""
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 """A setting that names a sampler, see `generation/schedulers.py`."""
 ExtraFile = Literal["lossless", "gif", "frames", "latents"]

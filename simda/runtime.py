@@ -327,16 +327,19 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in ("simda", "torch", "diffusers", "transformers", "av", "decord")}
 
 
-def _reason_in(error: BaseException | None) -> StorageError | None:
-    """What the storage said, if that is why work in another process ended; Ray wraps it.
+def _reason_in(error: BaseException | None) -> SimdaError | None:
+    """What the storage or the machine said, if that is why work in another process ended; Ray wraps it.
 
     Between processes an exception loses its cause: of what a stage of Ray Data raises, only Ray's text still tells.
     """
-    while error is not None and not isinstance(error, StorageError):
-        if told := re.search(rf"^{StorageError.__module__}\.{StorageError.__name__}: (.+)$", str(error), re.MULTILINE):
-            return StorageError(told[1])
+    kinds = {f"{kind.__module__}.{kind.__name__}": kind for kind in (StorageError, MachineError)}
+    while error is not None:
+        if isinstance(error, StorageError | MachineError):
+            return error
+        if told := re.search(rf"^({'|'.join(kinds)}): (.+)$", str(error), re.MULTILINE):
+            return kinds[told[1]](told[2])
         error = getattr(error, "cause", None) or error.__cause__
-    return error
+    return None
 
 
 def _configure_ray_data() -> None:

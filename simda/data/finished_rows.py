@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from simda.data.clip_plan import MISSING, VideoSource
 from simda.data.schema import FAILURES, GENERATED
 from simda.data.store import OutputStore
 from simda.errors import ConfigError
 
 MAX_CHANGES_SHOWN = 20
+UNKNOWN_SIZE = -1
+"""Of a source that is no longer there, or whose size was not recorded yet."""
 
 Row = dict[str, Any]
 
@@ -79,7 +82,7 @@ def check_unchanged(rows: Iterable[Row], done: Iterable[Row], names: Sequence[st
 
     Args:
         rows: with `prompt_id` and the values of `names`, as they are wanted.
-        done: the same of finished videos; None and "" are the same.
+        done: the same of finished videos; None and "" are the same, and `UNKNOWN_SIZE` is the same as any.
 
     Raises:
         ConfigError: names the changes; kept in silence, the video would not be that of the row.
@@ -90,7 +93,7 @@ def check_unchanged(rows: Iterable[Row], done: Iterable[Row], names: Sequence[st
         for former in done
         if (row := wanted.get(former["prompt_id"]))
         for name in names
-        if (former.get(name) or None) != (row[name] or None)
+        if UNKNOWN_SIZE not in (former.get(name), row[name]) and (former.get(name) or None) != (row[name] or None)
     ]
     if changes:
         more = f"\n  ... and {len(changes) - MAX_CHANGES_SHOWN} more" if len(changes) > MAX_CHANGES_SHOWN else ""
@@ -99,3 +102,8 @@ def check_unchanged(rows: Iterable[Row], done: Iterable[Row], names: Sequence[st
             + "\n  ".join(changes[:MAX_CHANGES_SHOWN])
             + f"{more}\nGive the changed rows other ids, or give another output."
         )
+
+
+def size_of(source: VideoSource) -> int:
+    """The size by which another video in the place of one is known, also where files are copied."""
+    return UNKNOWN_SIZE if source.version == MISSING else source.size_bytes

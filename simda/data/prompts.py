@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from simda.config import SchedulerName
+from simda.config import MAX_COUNT, MAX_GUIDANCE, SchedulerName
 from simda.data.csv_table import nearest_name
 from simda.data.record_list import RECORD_SUFFIXES, RecordList, as_text, read_records, suffix_of
 from simda.data.schema import derived_id
@@ -42,7 +41,7 @@ class Setting:
     words: str
 
 
-_COUNT = Setting(int, lambda value: value > 0, "a whole number above 0")
+_COUNT = Setting(int, lambda value: 0 < value <= MAX_COUNT, f"a whole number from 1 to {MAX_COUNT}")
 _SHARE = Setting(float, lambda value: 0 <= value <= 1, "a share, from 0 to 1")
 _SCHEDULERS = get_args(SchedulerName)
 SETTINGS: dict[str, Setting] = {
@@ -51,7 +50,7 @@ SETTINGS: dict[str, Setting] = {
     "width": _COUNT,
     "fps": Setting(float, lambda value: 0 < value <= 1000, "a number above 0, at most 1000"),
     "num_inference_steps": _COUNT,
-    "guidance_scale": Setting(float, lambda value: 0 <= value < math.inf, "a number, 0 or more"),
+    "guidance_scale": Setting(float, lambda value: 0 <= value <= MAX_GUIDANCE, f"a number from 0 to {MAX_GUIDANCE}"),
     "negative_prompt": Setting(str, lambda value: True, "text"),
     "scheduler": Setting(str, lambda value: value in _SCHEDULERS, f"one of {', '.join(_SCHEDULERS)}"),
     "eta": _SHARE,

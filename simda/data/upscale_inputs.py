@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from simda.data.captions import match_captions
 from simda.data.clip_plan import VideoSource, find_video, list_videos
+from simda.data.finished_rows import size_of
 from simda.data.prompts import row_seed
 from simda.data.schema import GENERATED, derived_id
 from simda.data.store import RUN_FILE, OutputStore
@@ -31,6 +32,7 @@ class UpscaleRow:
         seed: of the row's own random generator.
         video: its URI.
         version: time of its last change, in nanoseconds, or `clip_plan.MISSING`.
+        source_bytes: as `finished_rows.size_of`.
     """
 
     prompt_id: str
@@ -38,6 +40,7 @@ class UpscaleRow:
     seed: int
     video: str
     version: str
+    source_bytes: int
 
 
 def find_upscale_rows(videos: str, captions: str | None = None, base_seed: int = 0) -> list[UpscaleRow]:
@@ -75,7 +78,7 @@ def _made_videos(uri: str, base_seed: int) -> list[UpscaleRow]:
     for row in rows:
         source = find_video(store.uri_of(row["video_uri"]))
         seed = row_seed(row["prompt_id"], base_seed)
-        found.append(UpscaleRow(row["prompt_id"], row["prompt"], seed, source.uri, source.version))
+        found.append(UpscaleRow(row["prompt_id"], row["prompt"], seed, source.uri, source.version, size_of(source)))
     return found
 
 
@@ -84,4 +87,4 @@ def _row(source: VideoSource, captions: tuple[str, ...], base_seed: int) -> Upsc
     digest = derived_id("upscale", source.uri, source.size_bytes, source.version).replace("-", "")
     prompt_id = f"{stem[:MAX_STEM] or 'video'}-{digest[:12]}"
     prompt = captions[0] if captions else ""
-    return UpscaleRow(prompt_id, prompt, row_seed(prompt_id, base_seed), source.uri, source.version)
+    return UpscaleRow(prompt_id, prompt, row_seed(prompt_id, base_seed), source.uri, source.version, size_of(source))

@@ -8,6 +8,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from jaxtyping import Float
 from torch import Tensor
 
+from simda.config import MAX_GUIDANCE
 from simda.errors import ConfigError
 
 
@@ -34,6 +35,8 @@ class Guidance:
     end: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.scale <= MAX_GUIDANCE:
+            raise ConfigError(f"guidance_scale={self.scale}; it goes from 0 to {MAX_GUIDANCE}")
         if not 0 <= self.rescale <= 1:
             raise ConfigError(f"guidance_rescale={self.rescale}; it is a share, from 0 to 1")
         if not 0 <= self.start < self.end <= 1:

@@ -6,6 +6,7 @@ spacing of the timesteps. The mathematics are diffusers' own.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, get_args
 
 from diffusers import (
@@ -57,9 +58,19 @@ def shifted_timesteps(base_scheduler: Any, num_inference_steps: int, shift: floa
     At 2.5, thirty of forty lie in the noisier half of the schedule, where layout and motion are decided; at 1 they are
     spread evenly, as `timestep_spacing="trailing"` does it. Source: as `shift_timesteps`.
     """
-    num_timesteps = base_scheduler.config.num_train_timesteps
+    return _shifted(base_scheduler.config.num_train_timesteps, num_inference_steps, shift)
+
+
+def _shifted(num_timesteps: int, num_inference_steps: int, shift: float) -> list[int]:
     levels = [shift_timesteps(1 - step / num_inference_steps, shift) for step in range(num_inference_steps)]
     return [max(0, round(level * num_timesteps) - 1) for level in levels]
+
+
+@cache
+def _most_shifted_steps(shift: float, at_most: int) -> int:
+    """Up to how many steps, shifted ones are all at timesteps of their own."""
+    counts = range(1, at_most + 1)
+    return next((n - 1 for n in counts if len(set(_shifted(MAX_STEPS, n, shift))) < n), at_most)
 
 
 def check_scheduler(name: str, num_inference_steps: int = 1, eta: float = 0.0, timestep_shift: float = 1.0) -> None:
@@ -81,6 +92,11 @@ def check_scheduler(name: str, num_inference_steps: int = 1, eta: float = 0.0, t
         )
     if num_inference_steps > MAX_STEPS:
         raise ConfigError(f"num_inference_steps={num_inference_steps}; the noise schedule has {MAX_STEPS} timesteps")
+    if timestep_shift != 1 and num_inference_steps > (most := _most_shifted_steps(timestep_shift, num_inference_steps)):
+        raise ConfigError(
+            f"num_inference_steps={num_inference_steps}, timestep_shift={timestep_shift}: some steps would be at one "
+            f"timestep; at most {most} steps can be shifted so far"
+        )
     if name == "lcm" and num_inference_steps > MAX_LCM_STEPS:
         raise ConfigError(
             f"num_inference_steps={num_inference_steps}: lcm has at most {MAX_LCM_STEPS}; its models need 4 to 8"

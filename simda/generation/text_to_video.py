@@ -236,7 +236,6 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                     changed = callback_on_step_end(self, index, int(timestep), {"latents": latents}) or {}
                     latents = changed.get("latents", latents)
 
-        self.maybe_free_model_hooks()
         frames = self._finish(latents, output_type, frames_per_decode)
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
@@ -377,7 +376,9 @@ class TextToVideoPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self, latents: Tensor, output_type: str, frames_per_decode: int
     ) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:
         decodes = output_type != "latent"
-        result = decode_latents(self.vae, latents, frames_per_decode) if decodes else latents
+        device = self._execution_device
+        result = decode_latents(self.vae, latents, frames_per_decode, device) if decodes else latents
+        self.maybe_free_model_hooks()
         return self._as_output(result, output_type)
 
     def _as_output(self, result: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[PIL.Image.Image]]:

@@ -53,7 +53,7 @@ class VideoEditPipeline(TextToVideoPipeline):
         Raises:
             ConfigError: the frames' size does not fit the autoencoder.
         """
-        return encode_frames(self.vae, torch.as_tensor(frames)[None]).float()
+        return encode_frames(self.vae, torch.as_tensor(frames)[None], device=self._execution_device).float()
 
     def insert_adapters(self, config: AdapterConfig | None = None, seed: int = 0) -> None:
         """Insert fresh adapters, which change nothing until they are tuned.
@@ -196,7 +196,6 @@ class VideoEditPipeline(TextToVideoPipeline):
                 next_kept, next_noise_share = self._level(timesteps[index + 1])
                 ratio = (next_noise_share * kept) / (next_kept * noise_share)
             difference = ratio * difference + (1 - ratio) * (clean_edit - clean_source)
-        self.maybe_free_model_hooks()
         return TextToVideoOutput(frames=self._finish(source + difference, output_type, frames_per_decode))
 
     def _level(self, timestep: Tensor) -> tuple[Tensor, Tensor]:

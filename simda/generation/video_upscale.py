@@ -194,10 +194,10 @@ class VideoUpscalePipeline(TextToVideoPipeline):
             self.vae.enable_tiling()
             self.vae.tile_latent_min_size = DECODED_TILES * tiles.size_px
             self.vae.tile_sample_min_size = DECODED_TILES * tiles.size_px * SCALE
-            self.vae.tile_overlap_factor = tiles.overlap_px / tiles.size_px
+            self.vae.tile_overlap_factor = overlap_factor(tiles)
         else:
             self.vae.disable_tiling()
-        decoded = decode_latents(self.vae, latents, frames_per_decode)
+        decoded = decode_latents(self.vae, latents, frames_per_decode, self._execution_device)
         return keep_colours(decoded, source) if correct_colours else decoded
 
     def tiles(self, tile_px: int | None = None, tile_overlap_px: int | None = None) -> Tiles:
@@ -267,3 +267,14 @@ def as_clips(frames: Frames | None) -> Float[Tensor, "b f h w 3"]:
     if not (clips.min() >= 0 and clips.max() <= 1):
         raise ConfigError(f"frames from {clips.min():g} to {clips.max():g}; they are uint8, or real numbers in 0..1")
     return clips
+
+
+def overlap_factor(tiles: Tiles) -> float:
+    """What diffusers' autoencoder calls the overlap: that of these tiles, or the next one that it can cut.
+
+    It rounds a product of floats down, once in latents and once in pixels. Where these come to different numbers, its
+    tiles would be laid together a few pixels off.
+    """
+    size, overlap = DECODED_TILES * tiles.size_px, DECODED_TILES * tiles.overlap_px
+    shares = (number / max(1, size) for number in (*range(overlap, size), *range(overlap, -1, -1)))
+    return next(f for f in shares if SCALE * int(size * (1 - f)) == SCALE * size - int(SCALE * size * f))

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from simda.errors import ConfigError
+from simda.errors import ConfigError, VideoError
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 
@@ -65,19 +65,23 @@ def check_has_spread(vae: Autoencoder) -> None:
 
 @torch.no_grad()
 def encode_frames(
-    vae: Autoencoder, frames: UInt8[Tensor, "b f h w 3"], frames_per_pass: int = 16
+    vae: Autoencoder,
+    frames: UInt8[Tensor, "b f h w 3"],
+    frames_per_pass: int = 16,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "b c f lh lw"]:
     """Scaled latents of RGB frames: the posterior's mean, without a random draw.
 
     Args:
         frames: 0..255, on any device.
         frames_per_pass: frames that go through the encoder at once; less takes less memory, with the same result.
+        device: where the autoencoder runs, if its weights rest elsewhere until it does.
 
     Raises:
         ConfigError: the frames' size does not fit.
     """
     check_frame_size(vae, frames.shape[2], frames.shape[3])
-    latents = torch.cat([_posterior_mean(vae, part) for part in _pixels(vae, frames).split(frames_per_pass)])
+    latents = torch.cat([_posterior_mean(vae, part) for part in _pixels(vae, frames, device).split(frames_per_pass)])
     return rearrange(_scale(vae, latents), "(b f) c h w -> b c f h w", b=len(frames))
 
 
@@ -105,21 +109,33 @@ def encode_frames_with_spread(
 
 @torch.no_grad()
 def decode_latents(
-    vae: Autoencoder, latents: Float[Tensor, "b c f lh lw"], frames_per_pass: int = FRAMES_PER_DECODE
+    vae: Autoencoder,
+    latents: Float[Tensor, "b c f lh lw"],
+    frames_per_pass: int = FRAMES_PER_DECODE,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "b f h w 3"]:
     """RGB frames in 0..1, float32, from scaled latents.
 
     Args:
         frames_per_pass: frames that go through the decoder at once; less takes less memory, with the same result.
+        device: where the autoencoder runs, if its weights rest elsewhere until it does.
+
+    Raises:
+        VideoError: a pixel came out as NaN or infinity, which would be shown as black.
     """
-    raw = _unscale(vae, rearrange(latents, "b c f h w -> (b f) c h w").to(vae.device, vae.dtype))
+    raw = _unscale(vae, rearrange(latents, "b c f h w -> (b f) c h w").to(device or vae.device, vae.dtype))
     frames = torch.cat([vae.decode(part).sample for part in raw.split(frames_per_pass)])
+    if not torch.isfinite(frames).all():
+        raise VideoError(
+            f"the frames came out as NaN or infinity in {str(vae.dtype).removeprefix('torch.')}; lower the guidance, "
+            "or take bfloat16 or float32"
+        )
     unit = (frames.float() / 2 + 0.5).clamp(0, 1)
     return rearrange(unit, "(b f) c h w -> b f h w c", b=len(latents))
 
 
-def _pixels(vae: Autoencoder, frames: Tensor) -> Tensor:
-    return rearrange(frames, "b f h w c -> (b f) c h w").to(vae.device, vae.dtype) / 127.5 - 1
+def _pixels(vae: Autoencoder, frames: Tensor, device: torch.device | None = None) -> Tensor:
+    return rearrange(frames, "b f h w c -> (b f) c h w").to(device or vae.device, vae.dtype) / 127.5 - 1
 
 
 def _posterior_mean(vae: Autoencoder, pixels: Tensor) -> Tensor:

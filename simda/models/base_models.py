@@ -139,6 +139,8 @@ def load_autoencoder(
 ) -> Autoencoder:
     """The base model's autoencoder alone, or another one.
 
+    That of an upscaler overflows in float16, and is float32 then, as in diffusers' own pipeline.
+
     Args:
         autoencoder: the diffusers directory of an autoencoder to load in its place.
 
@@ -146,6 +148,8 @@ def load_autoencoder(
         InputError: as `resolve_base_model`, or there is no autoencoder in the directory.
     """
     folder = autoencoder_folder(base_model, autoencoder)
+    if dtype == torch.float16 and is_upscaler_model(base_model):
+        dtype = torch.float32
     kind = AUTOENCODERS[_read_config(str(folder), folder / "config.json")["_class_name"]]
     with _told_as_input(autoencoder or base_model, "autoencoder" if autoencoder else "base_model"):
         vae = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)

@@ -198,6 +198,7 @@ class EditVideos:
             **self.sampling,
             "start_s": row["start_s"],
             "stride": row["stride"],
+            "source_bytes": row["source_bytes"],
         }
         provenance = record | settings | self.provenance
         self.files.write_comparison(row["prompt_id"], clip.frames, pixels, clip.fps, provenance)

@@ -206,4 +206,5 @@ class GenerateVideos:
 
 def is_out_of_memory(failure: Row) -> bool:
     """Whether a row of the failures table tells of too little memory, of a GPU or of this machine."""
-    return failure["error_type"] in OUT_OF_MEMORY or "can't allocate memory" in failure["message"]
+    told = ("can't allocate memory", "CUDA error: out of memory")
+    return failure["error_type"] in OUT_OF_MEMORY or any(words in failure["message"] for words in told)

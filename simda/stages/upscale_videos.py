@@ -120,7 +120,7 @@ class UpscaleVideos:
         clip = latents[0].float().cpu().numpy()
         uri = self.files.write(row["prompt_id"], pixels, info.fps, record | others | self.provenance, clip)
         return record | {
-            "settings": json.dumps(others, sort_keys=True),
+            "settings": json.dumps(others | {"source_bytes": row["source_bytes"]}, sort_keys=True),
             "video_uri": uri,
             "seconds": time.monotonic() - started,
         }

@@ -39,3 +39,9 @@ def test_none_at_one_or_less(scale: float) -> None:
     for useless in ({"rescale": 0.5}, {"start": 0.5}, {"end": 0.5}):
         with pytest.raises(ConfigError, match="have no effect at guidance_scale"):
             Guidance(scale, **useless)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 1e30, float("inf"), float("nan")])
+def test_a_scale_that_only_overflows_is_refused(scale: float) -> None:
+    with pytest.raises(ConfigError, match="it goes from 0 to 1000"):
+        Guidance(scale)

@@ -115,6 +115,7 @@ def test_names_and_limits() -> None:
         (("euler", 20, 0.5), "EulerDiscreteScheduler does not know it"),
         (("ddim", 20, 1.5), "eta=1.5"),
         (("ddim", 20, 0.0, 2.0), "timestep_shift=2.0: DDIMScheduler chooses its own"),
+        (("dpm++", 50, 0.0, 25.0), "at most 49 steps can be shifted so far"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_scheduler(*arguments)

@@ -11,7 +11,8 @@ from diffusers import StableDiffusionUpscalePipeline
 from simda.errors import ConfigError, InputError, ModelMismatchError
 from simda.generation.colours import keep_colours
 from simda.generation.text_to_video import TextToVideoPipeline
-from simda.generation.video_upscale import VideoUpscalePipeline, as_clips
+from simda.generation.tiles import Tiles
+from simda.generation.video_upscale import DECODED_TILES, VideoUpscalePipeline, as_clips, overlap_factor
 from simda.models.adapter_state import save_adapter
 from simda.models.base_models import unet_identity
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters
@@ -141,3 +142,13 @@ def test_models_of_the_other_kind_are_refused(upscaler, base_model, adapter):
         TextToVideoPipeline.from_pretrained(upscaler)
     with pytest.raises(ModelMismatchError):
         TextToVideoPipeline.from_pretrained(base_model, adapter)
+
+
+def test_tiles_are_cut_alike_in_latents_and_in_pixels():
+    for size_px in range(1, 130):
+        for overlap_px in range(size_px):
+            factor, side = overlap_factor(Tiles(size_px, overlap_px)), DECODED_TILES * size_px
+            # As diffusers' autoencoder counts.
+            assert 4 * int(side * (1 - factor)) == 4 * side - int(4 * side * factor), (size_px, overlap_px)
+            assert factor * side >= DECODED_TILES * overlap_px - 1e-6 or overlap_px > size_px / 2
+    assert overlap_factor(Tiles(64, 16)) == 0.25

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-from simda.errors import ConfigError
+from simda.errors import ConfigError, VideoError
 from simda.models.autoencoder import (
     check_frame_size,
     decode_latents,
@@ -146,3 +146,10 @@ def test_the_spread_is_the_posteriors_on_the_scale_of_the_latents(vae, frames):
 def test_an_autoencoder_without_a_posterior_has_no_spread(tiny_vae, frames):
     with pytest.raises(ConfigError, match="AutoencoderTiny has no posterior"):
         encode_frames_with_spread(tiny_vae, frames)
+
+
+def test_frames_that_are_no_numbers_are_not_shown_as_black(vae):
+    latents = torch.zeros(1, 4, 2, 8, 8)
+    latents[0, 0, 1, 3, 3] = torch.nan
+    with pytest.raises(VideoError, match="NaN or infinity in float32; lower the guidance"):
+        decode_latents(vae, latents)

@@ -224,3 +224,9 @@ def test_a_model_in_an_object_store_is_the_same_model_and_is_copied_once(
     assert list(copy.parent.iterdir()) == [copy]
     with pytest.raises(InputError, match="nothing of a diffusers directory"):
         resolve_base_model(f"{s3_bucket}/models/absent")
+
+
+def test_an_upscaler_s_autoencoder_is_never_float16(upscaler, base_model):
+    assert load_autoencoder(upscaler, torch.float16).dtype == torch.float32
+    assert load_autoencoder(upscaler, torch.bfloat16).dtype == torch.bfloat16
+    assert load_autoencoder(base_model, torch.float16).dtype == torch.float16

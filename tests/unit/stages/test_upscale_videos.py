@@ -48,7 +48,14 @@ def make_stage(upscaler, tmp_path):
 
 
 def row(name: str, folder: Path) -> dict:
-    return {"prompt_id": name, "prompt": "a red ball", "seed": 7, "video": str(folder / f"{name}.mp4"), "attempt": 1}
+    return {
+        "prompt_id": name,
+        "prompt": "a red ball",
+        "seed": 7,
+        "video": str(folder / f"{name}.mp4"),
+        "attempt": 1,
+        "source_bytes": 1,
+    }
 
 
 def test_videos_become_rows_and_failures(make_stage, tmp_path):
