@@ -53,6 +53,7 @@ SPIN_RAD_PER_FRAME = (np.deg2rad(10.0), np.deg2rad(20.0))  # all turn one way: a
 FULL_RATE_FRAMES = 8
 MARGIN_PX = 1.5
 MAX_FRAMES = 16
+CROP_PX = 32
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 
 CAPTION_FORMS = (
@@ -208,16 +209,7 @@ def render_still(scene: Scene, rng: np.random.Generator, size_px: int = SIZE_PX)
     A moving scene's still is one of the last three frames of its clip, as a photograph titled "a star moving left"
     shows a star that has already moved: so the words for motion leave a trace in what a text-to-image model learns.
     """
-    trajectory = draw_trajectory(scene, rng, FULL_RATE_FRAMES)
-    t = int(rng.integers(FULL_RATE_FRAMES - 3, FULL_RATE_FRAMES))
-    moved = replace(
-        trajectory,
-        x_px=trajectory.x_px + t * trajectory.dx_px,
-        y_px=trajectory.y_px + t * trajectory.dy_px,
-        radius_px=trajectory.radius_px + t * trajectory.growth_px,
-        angle_rad=trajectory.angle_rad + t * trajectory.spin_rad,
-    )
-    return render(scene, moved, 1, size_px)[0]
+    return render(scene, _draw_place(scene, rng), 1, size_px)[0]
 
 
 def draw_training_words(rng: np.random.Generator) -> Scene:
@@ -232,6 +224,15 @@ def draw_captioned_still(rng: np.random.Generator, size_px: int = SIZE_PX) -> tu
     """Draw a scene as by `draw_training_words`; returns one still of it, [size_px, size_px, 3], and its caption."""
     scene = draw_training_words(rng)
     return render_still(scene, rng, size_px), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
+
+
+def draw_captioned_crop(rng: np.random.Generator) -> tuple[Frames, str]:
+    """As `draw_captioned_still`, of the still a quarter with the sprite somewhere in it, [CROP_PX, CROP_PX, 3]."""
+    scene = draw_training_words(rng)
+    place = _draw_place(scene, rng)
+    x, y = (_draw_corner(centre, place.radius_px, rng) for centre in (place.x_px, place.y_px))
+    still = render(scene, place, 1)[0]
+    return still[y : y + CROP_PX, x : x + CROP_PX], scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 
 def sprite_coverage(
@@ -259,6 +260,27 @@ def sprite_coverage(
     else:
         distance = _polygon_distance(_polygon(shape) * radius_px, x, y)
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+
+
+def _draw_place(scene: Scene, rng: np.random.Generator) -> Trajectory:
+    """A trajectory that begins where the sprite of a still of this scene is."""
+    trajectory = draw_trajectory(scene, rng, FULL_RATE_FRAMES)
+    t = int(rng.integers(FULL_RATE_FRAMES - 3, FULL_RATE_FRAMES))
+    return replace(
+        trajectory,
+        x_px=trajectory.x_px + t * trajectory.dx_px,
+        y_px=trajectory.y_px + t * trajectory.dy_px,
+        radius_px=trajectory.radius_px + t * trajectory.growth_px,
+        angle_rad=trajectory.angle_rad + t * trajectory.spin_rad,
+    )
+
+
+def _draw_corner(centre_px: float, radius_px: float, rng: np.random.Generator) -> int:
+    """Where a crop begins on one axis: the sprite lies whole in it, or in its middle if it is as large as the crop."""
+    least, most = centre_px + radius_px + 1 - CROP_PX, centre_px - radius_px - 1
+    middle = centre_px - CROP_PX / 2
+    corner = rng.uniform(least, most) if least < most else middle
+    return int(np.clip(np.rint(corner), 0, SIZE_PX - CROP_PX))
 
 
 def _enlarge(trajectory: Trajectory, factor: float) -> Trajectory:

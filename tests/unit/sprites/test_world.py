@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from simda.sprites.judge import parse_caption
 from simda.sprites.world import (
     BACKGROUNDS,
     CAPTION_FORMS,
     COLOURS,
+    CROP_PX,
     MOTIONS,
     SHAPES,
     SIZE_PX,
@@ -20,6 +22,7 @@ from simda.sprites.world import (
     Scene,
     Trajectory,
     all_scenes,
+    draw_captioned_crop,
     draw_captioned_still,
     draw_scene,
     draw_trajectory,
@@ -170,3 +173,18 @@ def test_a_moving_scene_gives_stills_of_its_second_half():
         lefts.append(columns.mean())
         assert rows.size > 0
     assert np.mean(lefts) > 34
+
+
+def test_a_crop_holds_the_whole_sprite_and_its_caption():
+    rng = np.random.default_rng(0)
+    num_whole = 0
+    for _ in range(50):
+        crop, caption = draw_captioned_crop(rng)
+        assert crop.shape == (CROP_PX, CROP_PX, 3)
+        background = np.array(BACKGROUNDS[parse_caption(caption).background])
+        edge = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]]).astype(int)
+        # Shaded by up to 7.5 % to each side.
+        num_whole += (np.abs(edge - background) <= 0.08 * background + 2).all()
+        assert (np.abs(crop.astype(int) - background).max(axis=-1) > 40).mean() > 0.05
+    # Sprites of the largest scenes are larger than a crop's margins allow.
+    assert num_whole >= 45
