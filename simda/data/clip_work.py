@@ -65,8 +65,8 @@ def former_clips(ever: pa.Table, plan: pa.Table, videos: Sequence[Mapping[str, A
     today = pa.Table.from_pylist([{name: row[name] for name in columns.names} for row in videos], columns)
     others = ever.filter(
         pc.and_(
-            pc.is_in(ever["video_uri"], value_set=today["uri"].combine_chunks()),
-            pc.invert(pc.is_in(ever["clip_id"], value_set=plan["clip_id"].combine_chunks())),
+            pc.is_in(ever["video_uri"], value_set=today["uri"]),
+            pc.invert(pc.is_in(ever["clip_id"], value_set=plan["clip_id"])),
         )
     )
     if not len(others):
