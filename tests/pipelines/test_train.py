@@ -42,6 +42,8 @@ from tests.process_faults import as_soon_as, worker_killed, workers
 
 CAPTIONS = ("a red ball", "a blue box", "")
 NUM_STEPS = 12
+# Three runs and a restart, of six processes each, before the first test; a guard against hanging, not a measure.
+pytestmark = pytest.mark.timeout(600)
 TRAINING = "ray::RayTrainWorker"
 """What Ray calls the processes that train."""
 SETTINGS = (
