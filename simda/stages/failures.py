@@ -25,6 +25,9 @@ PROGRAMMING_ERRORS = (
     SyntaxError,
 )
 
+ROWS_OWN = ("out of memory", "invalid argument", "invalid configuration argument")
+"""What a GPU says of a row that is too large for it; it goes on working."""
+
 
 def attempt_row(
     row_id: str, stage: str, attempt: int, work: Callable[[], Result]
@@ -54,8 +57,8 @@ def attempt_row(
 def is_device_fault(error: Exception) -> bool:
     """Whether a GPU has failed: in its process every later call would fail too, whatever row it is for."""
     told = str(error)
-    is_of_device = type(error).__name__ == "AcceleratorError" or told.startswith(("CUDA error", "cuDNN error"))
-    return is_of_device and "out of memory" not in told
+    is_of_device = type(error).__name__ == "AcceleratorError" or told.startswith("CUDA error")
+    return "CUDNN_STATUS_EXECUTION_FAILED" in told or (is_of_device and not any(own in told for own in ROWS_OWN))
 
 
 def failure_row(row_id: str, stage: str, error_type: str, message: str, attempt: int = 1) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def shown_progress(store: OutputStore, num_steps: int, *add: Callable[[dict[str,
                 take(row)
             except Exception as error:
                 takers.remove(take)
-                print(f"the curves go on without {take.__qualname__}: {error!r}", file=sys.stderr, flush=True)
+                print(
+                    f"the curves go on without {getattr(take, '__qualname__', take)}: {error!r}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def follow() -> None:
         shown, stopped = shown_before, False

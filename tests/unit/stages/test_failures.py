@@ -42,6 +42,17 @@ def test_a_broken_gpu_stops_its_worker_and_costs_no_other_row(error: Exception) 
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: invalid configuration argument"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+    ],
+)
+def test_what_a_gpu_cannot_do_for_a_row_is_that_row_s_failure(error: Exception) -> None:
+    assert attempt(error)[1] is not None
+
+
+@pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("CUDA error: out of memory")]
 )
 def test_too_little_memory_is_for_smaller_groups(error: Exception) -> None:
