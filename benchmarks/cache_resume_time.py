@@ -27,6 +27,7 @@ from simda.data.clip_work import in_shards, what_is_left
 from simda.data.schema import LATENTS, PLANNED, TEXT_EMBEDDINGS, build_table, caption_id, derived_id
 from simda.data.store import OutputStore
 from simda.stages.plan_clips import video_key
+from simda.stages.plan_tables import without_filtered
 
 CLIPS_PER_SHARD, CLIPS_PER_VIDEO = 32, 2
 
@@ -102,7 +103,7 @@ def resume(folder: str, num_clips: int) -> None:
     failed = {row["id"]: row["attempt"] for row in store.failures(LATENTS).to_pylist()}
     step("failures")
     videos = [row | {"attempt": failed.get(row["uri"], 0) + 1} for row in videos]
-    clips = cache.plan_clips(config, cache.without_filtered(store, videos), failed, {}, store)
+    clips = cache.plan_clips(config, without_filtered(store, videos), failed, {}, store)
     step("plan")
     captions, left = what_is_left(store, TEXT_EMBEDDINGS, clips, set())
     step("what is left")

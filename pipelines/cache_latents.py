@@ -12,7 +12,6 @@ it does only the new ones.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -44,19 +43,17 @@ from simda.data.clip_work import (
 from simda.data.frame_buckets import Bucket, parse_buckets
 from simda.data.low_resolution import SCALE, describe_low_res
 from simda.data.schema import (
-    FAILURES,
     FILTERED,
     LATENTS,
     PLANNED,
     TEXT_EMBEDDINGS,
     TEXT_TOKENS,
     TableKind,
-    build_table,
     derived_id,
 )
 from simda.data.store import OutputStore
 from simda.data.uris import is_local, open_uri
-from simda.data.video_inputs import STRAY_STAGES, find_video_inputs
+from simda.data.video_inputs import find_video_inputs
 from simda.data.video_table import table_layout
 from simda.errors import ConfigError, InputError
 from simda.models.autoencoder import (
@@ -79,7 +76,9 @@ from simda.stages.encode_captions import EncodeCaptions, TokenizeCaptions
 from simda.stages.encode_clips import STAGE as ENCODE_STAGE
 from simda.stages.encode_clips import EncodeClips
 from simda.stages.failures import failure_row
-from simda.stages.plan_clips import mark_duplicates, plan_video, span_ids, video_key, video_row
+from simda.stages.plan_clips import STAGE as PLAN_STAGE
+from simda.stages.plan_clips import mark_duplicates, plan_video, video_key, video_row
+from simda.stages.plan_tables import forget_strays, record_failures, record_filtered, without_filtered, write_plan
 from simda.stages.probe_videos import estimate_work, probe_videos
 
 
@@ -221,7 +220,7 @@ class CacheLatentsConfig:
 
 Row = dict[str, Any]
 
-PLAN_STAGE, CAPTIONS_STAGE = "plan_video", "encode_captions"
+CAPTIONS_STAGE = "encode_captions"
 TEXT_TABLES = {"embeddings": (TEXT_EMBEDDINGS, EncodeCaptions), "tokens": (TEXT_TOKENS, TokenizeCaptions)}
 CAPTIONS_PER_SHARD = 512
 DEFAULT_BUCKET = (256, 256, Clips().num_frames)
@@ -453,20 +452,6 @@ def find_videos(config: CacheLatentsConfig) -> tuple[list[Row], list[Row]]:
     return videos, [failure_row(stray.name, stray.stage, "InputError", stray.message) for stray in found.strays]
 
 
-def forget_strays(store: OutputStore, named: set[str]) -> None:
-    """Take out failures of lists and captions that today's no longer have; all of them are looked at in every run."""
-    failures = store.failures(LATENTS).select(["id", "stage"]).to_pylist()
-    gone = [row["id"] for row in failures if row["stage"] in STRAY_STAGES and row["id"] not in named]
-    if gone:
-        store.forget(FAILURES, pa.array(gone, pa.string()))
-
-
-def without_filtered(store: OutputStore, videos: list[Row]) -> list[Row]:
-    """The videos of which a span is not filtered yet."""
-    filtered = store.ids(FILTERED)
-    return [row for row in videos if not filtered.issuperset(span_ids(row))] if filtered else videos
-
-
 def plan_clips(
     config: CacheLatentsConfig, videos: list[Row], failed: dict[str, int], provenance: Row, store: OutputStore
 ) -> pa.Table:
@@ -524,23 +509,6 @@ def planned_clips(
             rows = []
         rows.append(row)
     yield write_plan(store, rows)
-
-
-def write_plan(store: OutputStore, rows: list[Row]) -> pa.Table:
-    """Write what `plan_video` gave, and return its clips; they come last: what has clips is not looked at again."""
-    unusable = [row for row in rows if is_failure(row)]
-    record_failures(
-        store,
-        [failure_row(r["clip_id"], PLAN_STAGE, r["error_type"], r["message"], r["attempt"]) for r in unusable],
-    )
-    record_filtered(store, [row for row in rows if row["filter"]])
-    clips = [
-        {name: row[name] for name in PLANNED.columns.names} for row in rows if not (is_failure(row) or row["filter"])
-    ]
-    table = build_table(PLANNED, clips, {})
-    if clips:
-        store.write_shard(PLANNED, table)
-    return table.replace_schema_metadata(None)
 
 
 def encoded_clips(config: CacheLatentsConfig, clips: pa.Table, provenance: Row) -> Iterator[Row]:
@@ -611,29 +579,6 @@ def in_one_row(shard: pa.Table) -> pa.Table:
     """A shard as a list of its rows, in one row: for GPUs, Ray Data takes only batches that join shards."""
     rows = pa.concat_arrays(shard.to_struct_array().chunks)
     return pa.table({"rows": pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
-
-
-def record_failures(store: OutputStore, failures: list[Row]) -> None:
-    """Write rows of the failures table."""
-    if failures:
-        store.write_shard(FAILURES, build_table(FAILURES, failures, {}))
-
-
-def record_filtered(store: OutputStore, rows: list[Row]) -> None:
-    """Write what is new of a plan's filtered spans to the filtered table."""
-    known = store.ids(FILTERED) if rows else set()
-    new = [
-        {
-            "id": row["clip_id"],
-            **{name: row[name] for name in ("video_uri", "start_s", "filter", "message")},
-            "end_s": row["end_s"] if math.isfinite(row["end_s"]) else None,
-            "stage": PLAN_STAGE,
-        }
-        for row in rows
-        if row["clip_id"] not in known
-    ]
-    if new:
-        store.write_shard(FILTERED, build_table(FILTERED, new, {}))
 
 
 def is_failure(row: Row) -> bool:
