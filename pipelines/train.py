@@ -20,7 +20,17 @@ import ray
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from simda.config import CONFIG_RULES, MAX_GUIDANCE, Adapter, ModelName, Uri, Workers, config_to_dict, config_to_yaml
+from simda.config import (
+    CONFIG_RULES,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    Adapter,
+    ModelName,
+    Uri,
+    Workers,
+    config_to_dict,
+    config_to_yaml,
+)
 from simda.cost import no_estimate
 from simda.data.prompts import read_prompts
 from simda.data.schema import check_provenance
@@ -113,7 +123,7 @@ class ValidationVideos:
     """List of prompts as `generate` reads it (prompt, prompt_id, seed); none by default."""
     every: int = Field(default=1000, ge=1)
     """Steps between them, a multiple of checkpoint_every; they are made after the last step too."""
-    num_inference_steps: int = Field(default=25, ge=1, le=1000)
+    num_inference_steps: int = Field(default=25, ge=1, le=MAX_STEPS)
     """Denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=0, le=MAX_GUIDANCE)
     """Weight of the prompt."""

@@ -77,6 +77,8 @@ AdapterUri = Annotated[
 hub, as OWNER/NAME; `none` is the base model alone."""
 MAX_COUNT = 100_000
 """Of frames, pixels of a side, and steps."""
+MAX_STEPS = 1000
+"""Of sampling: timesteps of Stable Diffusion's noise schedule."""
 MAX_GUIDANCE = 1000
 """Far above what any model is good for; what is larger overflows."""
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]

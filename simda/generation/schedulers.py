@@ -18,7 +18,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from simda.config import SchedulerName
+from simda.config import MAX_STEPS, SchedulerName
 from simda.errors import ConfigError
 from simda.training.objective import shift_timesteps
 
@@ -32,8 +32,6 @@ SCHEDULERS: dict[SchedulerName, type] = {
 }
 SHIFTED = ("ddpm", "dpm++", "euler")
 """Those that take timesteps of a caller's choice."""
-MAX_STEPS = 1000
-"""Timesteps of Stable Diffusion's noise schedule."""
 MAX_LCM_STEPS = 50
 """LCM picks its timesteps among as many as its models were distilled on."""
 

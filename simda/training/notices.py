@@ -72,7 +72,7 @@ def stoppable(fit: Callable[[], Ending], stop: Any) -> Ending:
         stop: a `StopRequest`.
 
     Raises:
-        KeyboardInterrupt: a second signal, too long a wait, or no workers yet.
+        KeyboardInterrupt: a later signal, too long a wait, or no workers yet.
     """
     ended: Future[Ending] = Future()
 
@@ -91,7 +91,8 @@ def stoppable(fit: Callable[[], Ending], stop: Any) -> Ending:
         if not ended.done():
             if not has_begun(stop):
                 raise KeyboardInterrupt
-            print("stopping after this step and its checkpoint; a second signal stops at once", file=sys.stderr)
+            later = f"another signal, {SAME_WISH_S:g} s after the first or later, stops at once"
+            print(f"stopping after this step and its checkpoint; {later}", file=sys.stderr)
         try:
             return ended.result(STOP_WITHIN_S)
         except TimeoutError:
