@@ -47,6 +47,7 @@ from simda.runtime import run_command
 from simda.sprites import world
 from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
 from simda.training import pretraining, upscaler_pretraining
+from simda.training.objective import shift_timesteps
 from simda.training.step import Precision, native_precision
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,6 +59,10 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "motion": (*world.MOTIONS, None),
 }
 """What a caption says, and the words for it; `None` is a caption without motion."""
+LAST_CROP = 0.8
+"""Share of the denoiser's steps after which all stills are whole, as those that will be asked of it."""
+CROP_NOISE = 0.7
+"""Share of the noise schedule that crops are trained on: in the noise beyond, places are decided; crops have none."""
 FRAMES_PER_CLIP = 2
 """Of the clips of which the upscaler sees the frames as stills."""
 
@@ -92,19 +97,21 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=8000, ge=20)
+    num_steps: int = Field(default=5000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Stills per step."""
-    crop_share: float = Field(default=0.7, ge=0, lt=1)
-    """Share of the steps, the first ones, that see quarters of stills around the sprite, four times as many: from these
-    shapes are learned, from whole stills places."""
+    crop_share: float = Field(default=0.55, ge=0, le=LAST_CROP)
+    """Share of the steps that see quarters of stills around the sprite, four times as many: they teach shapes, and the
+    stills between them places. The last fifth of the steps has whole stills only, and lays both together."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of the cosine schedule."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the null prompt, which guidance needs."""
-    timestep_shift: float = Field(default=1.5, gt=0)
-    """Above 1 trains more on noisy timesteps, where a sprite's place is decided."""
+    place_shift: float = Field(default=12.0, gt=0)
+    """Of the timesteps of stills between quarters; above 1 trains more on noisy ones, where a place is decided."""
+    timestep_shift: float = Field(default=2.0, gt=0)
+    """The same of the last fifth of the steps."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -251,12 +258,12 @@ def train_denoiser(
         tokenizer,
         vae,
         noise_scheduler,
-        draw_crops_then_stills(config.seed, config.denoiser, vae.device),
+        draw_crops_and_stills(config.seed, config.denoiser, vae.device),
         num_steps=config.denoiser.num_steps,
         learning_rate=config.denoiser.learning_rate,
         caption_dropout=config.denoiser.caption_dropout,
-        timestep_shift=config.denoiser.timestep_shift,
         precision=chosen_precision(config, vae.device),
+        num_threads=config.num_threads,
         state_path=folder / "denoiser.pt",
         metrics_path=folder / "denoiser.jsonl",
     )
@@ -329,37 +336,52 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
     else:
         models = {"autoencoder": pretraining.build_autoencoder(), "denoiser": pretraining.build_unet()}
         denoiser = config.denoiser
-        num_crops = 3 * math.ceil(denoiser.crop_share * denoiser.num_steps) * denoiser.batch_size
+        num_crops = 3 * sum(sees_crops(step, denoiser) for step in range(denoiser.num_steps)) * denoiser.batch_size
         num_stills = num_crops + sum(part.num_steps * part.batch_size for part in (config.autoencoder, denoiser))
     num_parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     return {"num_parameters": num_parameters, "num_stills": num_stills}
 
 
 def draw_stills(
-    seed: int, stream: int, batch_size: int, device: torch.device, size_px: int = world.SIZE_PX
+    seed: int,
+    stream: int,
+    batch_size: int,
+    device: torch.device,
+    size_px: int = world.SIZE_PX,
+    draw_words: Callable[[np.random.Generator], world.Scene] = world.draw_training_words,
 ) -> Callable[[int], tuple[Tensor, list[str]]]:
     """A function of the step: (RGB stills in [-1, 1], [b, 3, size_px, size_px]; their captions)."""
 
     def draw(step: int) -> tuple[Tensor, list[str]]:
         rng = np.random.default_rng((seed, stream, step))
-        return as_batch([world.draw_captioned_still(rng, size_px) for _ in range(batch_size)], device)
+        return as_batch([world.draw_captioned_still(rng, size_px, draw_words) for _ in range(batch_size)], device)
 
     return draw
 
 
-def draw_crops_then_stills(
+def draw_crops_and_stills(
     seed: int, settings: DenoiserTraining, device: torch.device
-) -> Callable[[int], tuple[Tensor, list[str]]]:
-    """As `draw_stills`; in the first steps, quarters of four times as many stills."""
+) -> Callable[[int], tuple[Tensor, list[str], Callable[[Tensor], Tensor]]]:
+    """As `draw_stills`, with the places of their timesteps; in some steps, quarters of four times as many stills."""
     draw_whole = draw_stills(seed, 2, settings.batch_size, device)
+    draw_places = draw_stills(seed, 8, settings.batch_size, device, draw_words=world.draw_scene)
 
-    def draw(step: int) -> tuple[Tensor, list[str]]:
-        if step >= settings.crop_share * settings.num_steps:
-            return draw_whole(step)
+    def draw(step: int) -> tuple[Tensor, list[str], Callable[[Tensor], Tensor]]:
+        if step >= LAST_CROP * settings.num_steps:
+            return *draw_whole(step), partial(shift_timesteps, shift=settings.timestep_shift)
+        if not sees_crops(step, settings):
+            return *draw_places(step), partial(shift_timesteps, shift=settings.place_shift)
         rng = np.random.default_rng((seed, 7, step))
-        return as_batch([world.draw_captioned_crop(rng) for _ in range(4 * settings.batch_size)], device)
+        crops = [world.draw_captioned_crop(rng) for _ in range(4 * settings.batch_size)]
+        return *as_batch(crops, device), lambda strata: CROP_NOISE * strata
 
     return draw
+
+
+def sees_crops(step: int, settings: DenoiserTraining) -> bool:
+    """Whether a step sees quarters of stills: evenly spread over the steps before `LAST_CROP`."""
+    share = settings.crop_share / LAST_CROP
+    return step < LAST_CROP * settings.num_steps and math.floor((step + 1) * share) > math.floor(step * share)
 
 
 def as_batch(captioned: list[tuple[world.Frames, str]], device: torch.device) -> tuple[Tensor, list[str]]:

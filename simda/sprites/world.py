@@ -7,6 +7,7 @@ held-out split. Writing video files is `pipelines/make_sprites.py`; measuring a 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +55,7 @@ FULL_RATE_FRAMES = 8
 MARGIN_PX = 1.5
 MAX_FRAMES = 16
 CROP_PX = 32
+TURNED_CROPS = 1 / 6
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 
 CAPTION_FORMS = (
@@ -176,20 +178,27 @@ def draw_trajectory(scene: Scene, rng: np.random.Generator, num_frames: int) -> 
     return Trajectory(x, y, radius, dx, dy, growth, spin, angle, shade)
 
 
-def render(scene: Scene, trajectory: Trajectory, num_frames: int, size_px: int = SIZE_PX) -> Frames:
+def render(
+    scene: Scene,
+    trajectory: Trajectory,
+    num_frames: int,
+    size_px: int = SIZE_PX,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> Frames:
     """Render a clip, anti-aliased.
 
     Args:
         trajectory: in pixels of a frame of 64x64, whatever `size_px` is.
         size_px: side of the frames; larger ones show the same scene more sharply.
+        window: rows and columns of the frames that are rendered.
 
     Returns:
-        uint8 RGB frames [frames, size_px, size_px, 3].
+        uint8 RGB frames [frames, size_px, size_px, 3], or their window.
     """
     trajectory = _enlarge(trajectory, size_px / SIZE_PX)
-    background = _background(scene.background, trajectory.shade_angle_rad, size_px)
+    background = _background(scene.background, trajectory.shade_angle_rad, size_px)[window]
     colour = np.asarray(COLOURS[scene.colour], np.float32)
-    rows, columns = np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5
+    rows, columns = (axis[window] for axis in np.mgrid[0:size_px, 0:size_px].astype(np.float32) + 0.5)
     frames = []
     for t in range(num_frames):
         coverage = sprite_coverage(
@@ -220,19 +229,29 @@ def draw_training_words(rng: np.random.Generator) -> Scene:
     return scene
 
 
-def draw_captioned_still(rng: np.random.Generator, size_px: int = SIZE_PX) -> tuple[Frames, str]:
-    """Draw a scene as by `draw_training_words`; returns one still of it, [size_px, size_px, 3], and its caption."""
-    scene = draw_training_words(rng)
+def draw_captioned_still(
+    rng: np.random.Generator,
+    size_px: int = SIZE_PX,
+    draw_words: Callable[[np.random.Generator], Scene] = draw_training_words,
+) -> tuple[Frames, str]:
+    """Draw a scene by `draw_words`; returns one still of it, [size_px, size_px, 3], and its caption."""
+    scene = draw_words(rng)
     return render_still(scene, rng, size_px), scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 
 def draw_captioned_crop(rng: np.random.Generator) -> tuple[Frames, str]:
-    """As `draw_captioned_still`, of the still a quarter with the sprite somewhere in it, [CROP_PX, CROP_PX, 3]."""
+    """As `draw_captioned_still`, of the still a quarter with the sprite somewhere in it, [CROP_PX, CROP_PX, 3].
+
+    More of them are turned (a sixth beside those that are drawn anyway): turned corners are harder to learn.
+    """
     scene = draw_training_words(rng)
+    if rng.random() < TURNED_CROPS:
+        while scene.motion != "spinning":
+            scene = draw_training_words(rng)
     place = _draw_place(scene, rng)
     x, y = (_draw_corner(centre, place.radius_px, rng) for centre in (place.x_px, place.y_px))
-    still = render(scene, place, 1)[0]
-    return still[y : y + CROP_PX, x : x + CROP_PX], scene.caption(int(rng.integers(len(CAPTION_FORMS))))
+    window = slice(y, y + CROP_PX), slice(x, x + CROP_PX)
+    return render(scene, place, 1, window=window)[0], scene.caption(int(rng.integers(len(CAPTION_FORMS))))
 
 
 def sprite_coverage(

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from simda.models.text_attention import AttendProcessor
-from simda.training.objective import shift_timesteps
 from simda.training.step import Precision
 
 TEXT_WIDTH = 96
 MAX_TOKENS = 24
 LATENT_CHANNELS = 4
+END_OF_WORD = "</w>"
+"""What CLIP's tokens end on that are the last of a word."""
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -52,7 +53,14 @@ def build_autoencoder() -> AutoencoderKL:
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     """A CLIP tokenizer with one token for every word in `captions`; other words fall to pieces."""
     untrained = CLIPTokenizer(model_max_length=MAX_TOKENS)
-    return untrained.train_new_from_iterator(captions, vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet()))
+    trained = untrained.train_new_from_iterator(
+        captions, vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet())
+    )
+    vocabulary, merges = (json.loads(trained.backend_tokenizer.to_str())["model"][part] for part in ("vocab", "merges"))
+    # The trainer numbers the letters that end a word anew each time: a text encoder would go on with other embeddings.
+    ends = sorted(token for token in vocabulary if len(token) == 1 + len(END_OF_WORD) and token.endswith(END_OF_WORD))
+    vocabulary |= dict(zip(ends, sorted(vocabulary[token] for token in ends), strict=True))
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in merges], model_max_length=MAX_TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -133,16 +141,17 @@ def pretrain_autoencoder(
         num_steps: optimiser steps; `state_path` holds the state to resume from, `metrics_path` the curves (JSON lines).
     """
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def add_gradient(step: int) -> tuple[Tensor, dict[str, float]]:
         images = draw_images(step)
         generator = torch.Generator(images.device).manual_seed(step)
         posterior = vae.encode(images).latent_dist
         error = F.mse_loss(vae.decode(posterior.sample(generator)).sample, images)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = error + kl_weight * kl
-        return loss, {"psnr_db": 10 * math.log10(4 / float(error.detach())), "kl": float(kl.detach())}
+        loss.backward()
+        return loss.detach(), {"psnr_db": 10 * math.log10(4 / float(error.detach())), "kl": float(kl.detach())}
 
-    optimise([vae], loss_of, num_steps, learning_rate, state_path, metrics_path)
+    optimise([vae], add_gradient, num_steps, learning_rate, state_path, metrics_path)
     with torch.no_grad():
         latents = torch.cat([vae.encode(draw_images(step)).latent_dist.mean for step in range(8)])
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
@@ -172,16 +181,17 @@ def pretrain_text_encoder(
     device = text_encoder.device
     heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, number) for number in num_classes).to(device)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def add_gradient(step: int) -> tuple[Tensor, dict[str, float]]:
         captions, classes = draw_captions(step)
         pooled = text_encoder(tokenize(tokenizer, captions).to(device)).pooler_output
         logits = [head(pooled) for head in heads]
         losses = (F.cross_entropy(each, classes[:, n].to(device)) for n, each in enumerate(logits))
         loss = sum(losses, start=torch.zeros((), device=device))
         right = torch.stack([each.argmax(1).cpu() == classes[:, n] for n, each in enumerate(logits)]).float().mean()
-        return loss, {"right": float(right)}
+        loss.backward()
+        return loss.detach(), {"right": float(right)}
 
-    optimise([text_encoder, heads], loss_of, num_steps, learning_rate, state_path, metrics_path)
+    optimise([text_encoder, heads], add_gradient, num_steps, learning_rate, state_path, metrics_path)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -195,23 +205,25 @@ def pretrain_denoiser(
     tokenizer: CLIPTokenizer,
     vae: AutoencoderKL,
     noise_scheduler: DDIMScheduler,
-    draw_images: Callable[[int], tuple[Tensor, list[str]]],
+    draw_images: Callable[[int], tuple[Tensor, list[str], Callable[[Tensor], Tensor]]],
     *,
     num_steps: int,
     learning_rate: float,
     caption_dropout: float,
-    timestep_shift: float,
     precision: Precision,
+    num_threads: int,
     state_path: Path,
     metrics_path: Path,
 ) -> None:
     """Train `unet` in place on images encoded by the frozen `vae`, and leave it with its EMA weights.
 
     Args:
-        draw_images: step -> (RGB images in [-1, 1], [b, 3, h, w]; their captions).
+        draw_images: step -> (RGB images in [-1, 1], [b, 3, h, w]; their captions; what makes the places of their
+            timesteps in the noise schedule, 0 to 1, of evenly spread numbers from 0 to 1, such as `shift_timesteps`).
         caption_dropout: share of captions replaced by the null prompt "", for classifier-free guidance.
-        timestep_shift: above 1 trains more on noisy timesteps, where the words for motion decide a sprite's place.
         precision: "bf16" runs the denoiser under autocast; parameters and loss stay float32.
+        num_threads: on a CPU, as many parts of each batch go through the network at once, each on one thread: small
+            convolutions leave several threads of their own idle for much of the time.
     """
     unet.set_attn_processor(AttendProcessor())
     vae.requires_grad_(False).eval()
@@ -219,7 +231,7 @@ def pretrain_denoiser(
 
     @torch.no_grad()
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        images, captions = draw_images(step)
+        images, captions, to_places = draw_images(step)
         generator = torch.Generator().manual_seed(step)
         dropped = torch.rand(len(captions), generator=generator) < caption_dropout
         captions = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
@@ -228,29 +240,45 @@ def pretrain_denoiser(
         noise = torch.randn(latents.shape, generator=generator).to(latents)
         # Stratified over the batch: each batch covers all noise levels, which quietens the loss.
         strata = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
-        strata = shift_timesteps(strata, timestep_shift)
-        timesteps = (strata * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
+        timesteps = (to_places(strata) * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
         return latents, prompt_embeds, noise, timesteps
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        latents, prompt_embeds, noise, timesteps = (drawn.pop(step, None) or drawer.submit(draw, step)).result()
-        if step + 1 < num_steps:
-            drawn[step + 1] = drawer.submit(draw, step + 1)
+    def gradient_of_part(rows: list[int], *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        latents, prompt_embeds, noise, timesteps = (part[rows] for part in batch)
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         target = noise_scheduler.get_velocity(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
             predicted = unet(noisy, timesteps, prompt_embeds).sample
-        return F.mse_loss(predicted.float(), target), {}
+        loss = F.mse_loss(predicted.float(), target) * len(rows) / len(batch[0])
+        return loss.detach(), torch.autograd.grad(loss, parameters)
 
-    # The next images are drawn and encoded during a step, which leaves a core idle for much of its time.
+    def add_gradient(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = (drawn.pop(step, None) or drawer.submit(draw, step)).result()
+        if step + 1 < num_steps:
+            drawn[step + 1] = drawer.submit(draw, step + 1)
+        size = len(batch[0])
+        # Every n-th row, so that all parts have all noise levels.
+        parts = [list(range(first, size, num_threads)) for first in range(min(num_threads, size))]
+        losses, gradients = zip(*workers.map(lambda rows: gradient_of_part(rows, *batch), parts), strict=True)
+        for parameter, *of_parts in zip(parameters, *gradients, strict=True):
+            parameter.grad = sum(of_parts[1:], start=of_parts[0])
+        return torch.stack(losses).sum(), {}
+
+    # The next images are drawn and encoded during a step, which leaves a core idle for some of its time.
     drawn: dict[int, Future[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    with ThreadPoolExecutor(1, initializer=partial(torch.set_num_threads, 1)) as drawer:
-        optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
+    parameters = list(unet.parameters())
+    num_threads = num_threads if unet.device.type == "cpu" else 1
+    one_thread = partial(torch.set_num_threads, 1)
+    with (
+        ThreadPoolExecutor(1, initializer=one_thread) as drawer,
+        ThreadPoolExecutor(num_threads, initializer=one_thread) as workers,
+    ):
+        optimise([unet], add_gradient, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
 
 
 def optimise(
     models: list[nn.Module],
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    add_gradient: Callable[[int], tuple[Tensor, dict[str, float]]],
     num_steps: int,
     learning_rate: float,
     state_path: Path,
@@ -261,7 +289,9 @@ def optimise(
 ) -> None:
     """AdamW with warm-up and cosine decay; resumes from `state_path`, appends to `metrics_path` (JSON lines).
 
-    With `use_ema` the models are left with their exponentially averaged weights.
+    Args:
+        add_gradient: step -> (loss, figures for the curves); it leaves the gradient in the parameters' `grad`.
+        use_ema: leave the models with their exponentially averaged weights.
     """
     parameters = [p for model in models for p in model.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
@@ -279,15 +309,14 @@ def optimise(
             ema.load_state_dict(state["ema"])
     started, seen = time.monotonic(), []
     for step in range(first, num_steps):
-        loss, figures = loss_of(step)
         optimizer.zero_grad()
-        loss.backward()
+        loss, figures = add_gradient(step)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if ema:
             ema.step(parameters)
-        seen.append(float(loss.detach()))
+        seen.append(float(loss))
         done = step + 1
         if done % log_every == 0 or done == num_steps:
             rate = (done - first) / (time.monotonic() - started)

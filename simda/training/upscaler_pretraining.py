@@ -95,7 +95,7 @@ def pretrain_upscaler(
     unet.set_attn_processor(AttendProcessor())
     device = unet.device
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def add_gradient(step: int) -> tuple[Tensor, dict[str, float]]:
         low, latents, captions = draw_pairs(step)
         num_images = len(captions)
         generator = torch.Generator().manual_seed(step)
@@ -113,6 +113,8 @@ def pretrain_upscaler(
         given = beside_latents(noisy[:, :, None], low_res)[:, :, 0]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             predicted = unet(given, timesteps, prompt_embeds(captions), class_labels=levels).sample
-        return F.mse_loss(predicted.float(), noise_scheduler.get_velocity(latents, noise, timesteps)), {}
+        loss = F.mse_loss(predicted.float(), noise_scheduler.get_velocity(latents, noise, timesteps))
+        loss.backward()
+        return loss.detach(), {}
 
-    optimise([unet], loss_of, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
+    optimise([unet], add_gradient, num_steps, learning_rate, state_path, metrics_path, use_ema=True)

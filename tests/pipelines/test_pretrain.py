@@ -27,6 +27,19 @@ def test_a_dry_run_counts(run, tmp_path):
     assert summary["num_parameters"]["denoiser"] < 2_000_000
 
 
+def test_quarters_take_their_share_of_the_steps(run, tmp_path):
+    """Four of them in the place of one still; the last fifth of the steps has none."""
+    words = ("autoencoder.num_steps=20", "autoencoder.batch_size=1", "denoiser.num_steps=100", "denoiser.batch_size=1")
+    numbers = []
+    for share in ("0", "0.3", "0.8"):
+        code, summary, err = run("pretrain", f"output={tmp_path}", *words, f"denoiser.crop_share={share}", "--dry-run")
+        assert code == 0, err
+        numbers.append(summary["num_stills"] - 120)
+    assert numbers == [0, 90, 240]
+    code, _, err = run("pretrain", f"output={tmp_path}", "denoiser.crop_share=0.9", "--dry-run")
+    assert (code, "denoiser.crop_share" in err) == (2, True), err
+
+
 def test_an_output_goes_on_with_its_own_settings_only(run, tmp_path):
     tiny = ("autoencoder.num_steps=20", "text_encoder.num_steps=20", "denoiser.num_steps=20", "denoiser.batch_size=1")
     words = (f"output={tmp_path / 'out'}", *tiny, "autoencoder.batch_size=1", "text_encoder.batch_size=8")
