@@ -56,11 +56,12 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     trained = untrained.train_new_from_iterator(
         captions, vocab_size=4096, initial_alphabet=sorted(ByteLevel.alphabet())
     )
-    vocabulary, merges = (json.loads(trained.backend_tokenizer.to_str())["model"][part] for part in ("vocab", "merges"))
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    vocabulary, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
     # The trainer numbers the letters that end a word anew each time: a text encoder would go on with other embeddings.
     ends = sorted(token for token in vocabulary if len(token) == 1 + len(END_OF_WORD) and token.endswith(END_OF_WORD))
     vocabulary |= dict(zip(ends, sorted(vocabulary[token] for token in ends), strict=True))
-    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in merges], model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
