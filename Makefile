@@ -86,9 +86,8 @@ cluster-status: install $(CLUSTER_FILE)  ## machines, resources and waiting work
 dashboard: install $(CLUSTER_FILE)  ## the cluster's dashboard and job port at http://127.0.0.1:8265, through ssh, until Ctrl-C
 	$(VENV)/bin/ray dashboard $(CLUSTER_FILE)
 
-# In their own order, the files that take longest come first, and at the end no process waits long for the other.
 test: install  ## the tests (ARGS="tests/unit -k name" for some of them)
-	$(RUN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: install  ## style, types and import rules
 	$(VENV)/bin/ruff check .

@@ -380,8 +380,8 @@ def draw_crops_and_stills(
 
 def sees_crops(step: int, settings: DenoiserTraining) -> bool:
     """Whether a step sees quarters of stills: evenly spread over the steps before `LAST_CROP`."""
-    share = settings.crop_share / LAST_CROP
-    return step < LAST_CROP * settings.num_steps and math.floor((step + 1) * share) > math.floor(step * share)
+    number, among = round(settings.crop_share * settings.num_steps), math.ceil(LAST_CROP * settings.num_steps)
+    return step < among and (step + 1) * number // among > step * number // among
 
 
 def as_batch(captioned: list[tuple[world.Frames, str]], device: torch.device) -> tuple[Tensor, list[str]]:
