@@ -28,7 +28,8 @@ SEED, BATCH_SIZE = 0, 25
 NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE_SCALE = 36, 2.5, 6.0
 """As pipelines/configs/generate_sprites.yaml."""
 OPPOSITES = (("moving left", "moving right"), ("moving up", "moving down"), ("growing", "shrinking"))
-PLACED, NUM_PLACES = (("star", "red", "navy"), ("circle", "yellow", "gray"), ("cross", "blue", "black")), 96
+PLACED = (("star", "red", "navy"), ("circle", "yellow", "gray"), ("cross", "blue", "black"))
+NUM_PLACES = 96
 
 
 def main(num_stills: int, base_model: str) -> None:
@@ -96,11 +97,7 @@ def distances(base_model: str, one: str, other: str, rng: np.random.Generator) -
         return encode_frames(vae, stills[:, None])[:, :, 0].mean(0)
 
     shares = []
-    for shape, colour, background in (
-        ("star", "red", "navy"),
-        ("circle", "yellow", "gray"),
-        ("cross", "blue", "black"),
-    ):
+    for shape, colour, background in PLACED:
         scenes = [Scene(shape, colour, background, motion) for motion in (one, other)]
         drawn, true = (of(scenes[0]) - of(scenes[1]) for of in (expected, rendered))
         shares.append(float((drawn * true).sum() / true.square().sum()))

@@ -45,6 +45,7 @@ from simda.models.base_models import load_autoencoder, load_text_parts
 from simda.models.text_encoder import encode_prompts
 from simda.runtime import run_command
 from simda.sprites import world
+from simda.sprites.training_batches import ATTRIBUTES, draw_captions, draw_quarters, draw_stills, every_caption
 from simda.sprites.upscaling_pairs import LARGE_PX, draw_pair
 from simda.training import pretraining, upscaler_pretraining
 from simda.training.objective import shift_timesteps
@@ -52,13 +53,6 @@ from simda.training.step import Precision, native_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
-ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
-    "shape": world.SHAPES,
-    "colour": tuple(world.COLOURS),
-    "background": tuple(world.BACKGROUNDS),
-    "motion": (*world.MOTIONS, None),
-}
-"""What a caption says, and the words for it; `None` is a caption without motion."""
 LAST_CROP = 0.8
 """Share of the denoiser's steps after which all stills are whole, as those that will be asked of it."""
 CROP_NOISE = 0.7
@@ -285,7 +279,7 @@ def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -
         partial(encode_prompts, text.tokenizer, text.text_encoder),
         noise_scheduler,
         low_res_scheduler,
-        draw_crops(config, encode_pairs(config, vae)),
+        draw_pairs(config, encode_pairs(config, vae)),
         num_steps=settings.num_steps,
         learning_rate=settings.learning_rate,
         caption_dropout=settings.caption_dropout,
@@ -342,38 +336,20 @@ def dry_run(config: PretrainConfig) -> dict[str, Any]:
     return {"num_parameters": num_parameters, "num_stills": num_stills}
 
 
-def draw_stills(
-    seed: int,
-    stream: int,
-    batch_size: int,
-    device: torch.device,
-    size_px: int = world.SIZE_PX,
-    draw_words: Callable[[np.random.Generator], world.Scene] = world.draw_training_words,
-) -> Callable[[int], tuple[Tensor, list[str]]]:
-    """A function of the step: (RGB stills in [-1, 1], [b, 3, size_px, size_px]; their captions)."""
-
-    def draw(step: int) -> tuple[Tensor, list[str]]:
-        rng = np.random.default_rng((seed, stream, step))
-        return as_batch([world.draw_captioned_still(rng, size_px, draw_words) for _ in range(batch_size)], device)
-
-    return draw
-
-
 def draw_crops_and_stills(
     seed: int, settings: DenoiserTraining, device: torch.device
 ) -> Callable[[int], tuple[Tensor, list[str], Callable[[Tensor], Tensor]]]:
     """As `draw_stills`, with the places of their timesteps; in some steps, quarters of four times as many stills."""
     draw_whole = draw_stills(seed, 2, settings.batch_size, device)
     draw_places = draw_stills(seed, 8, settings.batch_size, device, draw_words=world.draw_scene)
+    draw_crops = draw_quarters(seed, 7, 4 * settings.batch_size, device)
 
     def draw(step: int) -> tuple[Tensor, list[str], Callable[[Tensor], Tensor]]:
         if step >= LAST_CROP * settings.num_steps:
             return *draw_whole(step), partial(shift_timesteps, shift=settings.timestep_shift)
         if not sees_crops(step, settings):
             return *draw_places(step), partial(shift_timesteps, shift=settings.place_shift)
-        rng = np.random.default_rng((seed, 7, step))
-        crops = [world.draw_captioned_crop(rng) for _ in range(4 * settings.batch_size)]
-        return *as_batch(crops, device), lambda strata: CROP_NOISE * strata
+        return *draw_crops(step), lambda strata: CROP_NOISE * strata
 
     return draw
 
@@ -384,14 +360,7 @@ def sees_crops(step: int, settings: DenoiserTraining) -> bool:
     return step < among and (step + 1) * number // among > step * number // among
 
 
-def as_batch(captioned: list[tuple[world.Frames, str]], device: torch.device) -> tuple[Tensor, list[str]]:
-    """Images in [-1, 1], [b, 3, h, w], and their captions."""
-    images, captions = zip(*captioned, strict=True)
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(device)
-    return batch.float() / 127.5 - 1, list(captions)
-
-
-def draw_crops(
+def draw_pairs(
     config: PretrainConfig, pairs: tuple[Tensor, Tensor, list[str]]
 ) -> Callable[[int], tuple[Tensor, Tensor, list[str]]]:
     """A function of the step: some of the pairs (as `encode_pairs` gives them), or crops of half of their sides.
@@ -413,25 +382,6 @@ def draw_crops(
         return torch.stack(lows), torch.stack(parts), texts
 
     return draw
-
-
-def draw_captions(seed: int, stream: int, batch_size: int) -> Callable[[int], tuple[list[str], Tensor]]:
-    """A function of the step: (captions of training scenes, [b]; the class of each attribute, [b, attributes])."""
-
-    def draw(step: int) -> tuple[list[str], Tensor]:
-        rng = np.random.default_rng((seed, stream, step))
-        scenes = [world.draw_training_words(rng) for _ in range(batch_size)]
-        classes = [[words.index(getattr(scene, name)) for name, words in ATTRIBUTES.items()] for scene in scenes]
-        return [scene.caption(int(rng.integers(len(world.CAPTION_FORMS)))) for scene in scenes], torch.tensor(classes)
-
-    return draw
-
-
-def every_caption() -> list[str]:
-    """All captions of the world, moving and still, in every form."""
-    scenes = world.all_scenes()
-    still = [world.Scene(scene.shape, scene.colour, scene.background, None) for scene in scenes]
-    return [scene.caption(form) for scene in scenes + still for form in range(len(world.CAPTION_FORMS))]
 
 
 @torch.no_grad()

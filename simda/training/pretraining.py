@@ -244,30 +244,21 @@ def pretrain_denoiser(
         timesteps = (to_places(strata) * noise_scheduler.config.num_train_timesteps).long().to(latents.device)
         return latents, prompt_embeds, noise, timesteps
 
-    def gradient_of_part(rows: list[int], *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        latents, prompt_embeds, noise, timesteps = (part[rows] for part in batch)
+    def loss_of(latents: Tensor, prompt_embeds: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         target = noise_scheduler.get_velocity(latents, noise, timesteps)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
             predicted = unet(noisy, timesteps, prompt_embeds).sample
-        loss = F.mse_loss(predicted.float(), target) * len(rows) / len(batch[0])
-        return loss.detach(), torch.autograd.grad(loss, parameters)
+        return F.mse_loss(predicted.float(), target)
 
     def add_gradient(step: int) -> tuple[Tensor, dict[str, float]]:
         batch = (drawn.pop(step, None) or drawer.submit(draw, step)).result()
         if step + 1 < num_steps:
             drawn[step + 1] = drawer.submit(draw, step + 1)
-        size = len(batch[0])
-        # Every n-th row, so that all parts have all noise levels.
-        parts = [list(range(first, size, num_threads)) for first in range(min(num_threads, size))]
-        losses, gradients = zip(*workers.map(lambda rows: gradient_of_part(rows, *batch), parts), strict=True)
-        for parameter, *of_parts in zip(parameters, *gradients, strict=True):
-            parameter.grad = sum(of_parts[1:], start=of_parts[0])
-        return torch.stack(losses).sum(), {}
+        return add_gradient_of_parts(loss_of, batch, list(unet.parameters()), workers, num_threads), {}
 
     # The next images are drawn and encoded during a step, which leaves a core idle for some of its time.
     drawn: dict[int, Future[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-    parameters = list(unet.parameters())
     num_threads = num_threads if unet.device.type == "cpu" else 1
     one_thread = partial(torch.set_num_threads, 1)
     with (
@@ -275,6 +266,32 @@ def pretrain_denoiser(
         ThreadPoolExecutor(num_threads, initializer=one_thread) as workers,
     ):
         optimise([unet], add_gradient, num_steps, learning_rate, state_path, metrics_path, use_ema=True)
+
+
+def add_gradient_of_parts(
+    loss_of: Callable[..., Tensor],
+    batch: tuple[Tensor, ...],
+    parameters: list[nn.Parameter],
+    workers: ThreadPoolExecutor,
+    num_parts: int,
+) -> Tensor:
+    """Set the parameters' gradient of the loss of a batch, whose parts `workers` take at once; returns the loss.
+
+    Args:
+        loss_of: tensors of some rows -> their mean loss.
+    """
+    size = len(batch[0])
+
+    def of_part(rows: list[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = loss_of(*(tensor[rows] for tensor in batch)) * len(rows) / size
+        return loss.detach(), torch.autograd.grad(loss, parameters)
+
+    # Every n-th row, so that all parts have all noise levels.
+    parts = [list(range(first, size, num_parts)) for first in range(min(num_parts, size))]
+    losses, gradients = zip(*workers.map(of_part, parts), strict=True)
+    for parameter, *of_parts in zip(parameters, *gradients, strict=True):
+        parameter.grad = sum(of_parts[1:], start=of_parts[0])
+    return torch.stack(losses).sum()
 
 
 def optimise(
