@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import ray
 from pydantic import Field, model_validator
@@ -170,6 +170,19 @@ class Mlflow:
 @dataclass(frozen=True, config=CONFIG_RULES)
 class TrainConfig:
     """Settings of `train`."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {
+            "adapter": AdapterConfig.of_the_paper().to_dict(),
+            "timestep_shift": 1.0,
+            "noise_correlation": 0.0,
+            "noise_offset": 0.0,
+            "min_snr_gamma": None,
+            "stratified_timesteps": False,
+            "sample_posterior": False,
+        }
+    }
+    """paper: adapters and loss as SimDA's authors describe them, whatever the defaults or a file say."""
 
     latents: Uri
     """Output directory of `cache_latents`."""

@@ -26,6 +26,8 @@ CONFIG_RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_
 
 Config = TypeVar("Config")
 
+PRESET = "preset"
+
 
 def start_directory() -> Path:
     """Where relative paths start: the current directory.
@@ -171,13 +173,21 @@ class Adapter:
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:
     """Build a configuration from its defaults, a YAML file and `dotted.key=value` words, in this order.
 
+    A class may name sets of values in `PRESETS`. `preset=NAME` gives them all at once: as a word in its place among
+    the words, so over those of the file; in a file under the other values that the file has.
+
     Raises:
         ConfigError: the file is missing or not YAML, a word is not `key=value`, or any setting is unknown, missing or
             out of range; all such faults are reported together.
     """
     settings = _read_yaml(config_path) if config_path else {}
+    presets = presets_of(config_class)
+    if presets and PRESET in settings:
+        settings = _layered(_preset(presets, settings.pop(PRESET)), settings)
     for word in overrides:
         _apply_override(settings, word)
+        if presets and PRESET in settings:
+            settings = _layered(settings, _preset(presets, settings.pop(PRESET)))
     try:
         return TypeAdapter(config_class).validate_python(settings)
     except ValidationError as error:
@@ -185,6 +195,11 @@ def load_config(config_class: type[Config], config_path: str | None, overrides: 
         source = f" in {config_path}" if config_path else ""
         faults = [_describe_fault(fault, known) for fault in error.errors()]
         raise ConfigError(f"{len(faults)} bad setting(s){source}:\n  " + "\n  ".join(faults)) from None
+
+
+def presets_of(config_class: type) -> dict[str, dict[str, Any]]:
+    """Nested values by the name of their preset; empty for a class without any."""
+    return getattr(config_class, "PRESETS", {})
 
 
 def config_to_yaml(config: Any) -> str:
@@ -208,7 +223,9 @@ def setting_names(config_class: type, prefix: str = "") -> Iterator[str]:
 
 
 def describe_settings(config_class: type, prefix: str = "") -> Iterator[str]:
-    """A line for each setting: its name, default and docstring (for `--help`)."""
+    """A line for each preset and setting: its name, default and docstring (for `--help`)."""
+    for preset, values in presets_of(config_class).items():
+        yield f"  {PRESET}={preset}\n      {yaml.safe_dump(values, default_flow_style=True, width=10_000).strip()}"
     for name, info in config_class.__pydantic_fields__.items():  # type: ignore[attr-defined]
         kind = _nested_class(config_class, name)
         if kind:
@@ -221,6 +238,21 @@ def describe_settings(config_class: type, prefix: str = "") -> Iterator[str]:
 def _nested_class(config_class: type, name: str) -> type | None:
     kind = config_class.__pydantic_fields__[name].annotation  # type: ignore[attr-defined]
     return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def _preset(presets: dict[str, dict[str, Any]], name: Any) -> dict[str, Any]:
+    if name not in presets:
+        raise ConfigError(f"{PRESET}={name}: unknown; known are {', '.join(presets)}")
+    return presets[name]
+
+
+def _layered(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Both, `upper`'s values where both have one."""
+    both = {**lower, **upper}
+    for name, value in upper.items():
+        if isinstance(value, dict) and isinstance(lower.get(name), dict):
+            both[name] = _layered(lower[name], value)
+    return both
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

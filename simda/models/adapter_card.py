@@ -76,7 +76,7 @@ def model_card(
 
 def _adapter_words(config: AdapterConfig) -> dict[str, Any]:
     """How the adapters are built, and where that is not the paper's."""
-    paper = AdapterConfig()
+    paper = AdapterConfig.of_the_paper()
     return {
         field.name: f"{getattr(config, field.name)}"
         + ("" if getattr(config, field.name) == getattr(paper, field.name) else " (not the paper's)")

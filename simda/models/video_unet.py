@@ -73,6 +73,21 @@ class AdapterConfig:
         if self.stretch_from is not None and self.stretch_from < 2:
             raise ConfigError(f"stretch_from={self.stretch_from}; it is the length of a clip, at least 2 frames")
 
+    @classmethod
+    def of_the_paper(cls) -> AdapterConfig:
+        """SimDA's own, sections 3.2 and 3.3."""
+        return cls(
+            spatial_reduction=4,
+            temporal_reduction=2,
+            keys_values="paper",
+            attention=True,
+            ffn=True,
+            temporal=True,
+            frame_positions=False,
+            temporal_kernel=3,
+            stretch_from=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
         return dataclasses.asdict(self)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,7 @@ from simda.data.tensors import tensor_columns
 from simda.data.video_io import read_all_frames, read_video_metadata
 from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
+from simda.models.video_unet import AdapterConfig
 from simda.runtime import run_command
 from simda.training import notices as notices_module
 from simda.training import pretraining
@@ -40,6 +42,7 @@ from simda.training.training_plan import build_trainer, build_validation_objecti
 from simda.training.worker import train_to_the_end
 from tests.process_faults import as_soon_as, worker_killed, workers
 
+ROOT = Path(__file__).parents[2]
 CAPTIONS = ("a red ball", "a blue box", "")
 NUM_STEPS = 12
 # Three runs and a restart, of six processes each, before the first test; a guard against hanging, not a measure.
@@ -460,6 +463,15 @@ def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[
     assert config.precision in ("fp32", "bf16")
     assert train.run_key(config, clips) == train.run_key(named, clips)
     assert train.make_plan(config, clips) == train.make_plan(named, clips)
+
+
+def test_the_papers_preset_undoes_what_a_file_has_of_our_own(train: ModuleType):
+    file = str(ROOT / "pipelines/configs/train_sprites.yaml")
+    own, papers = (load_config(train.TrainConfig, file, words) for words in ([], ["preset=paper"]))
+    assert AdapterConfig(**asdict(papers.adapter)) == AdapterConfig.of_the_paper()
+    assert papers.adapter != own.adapter
+    assert (own.timestep_shift, papers.timestep_shift) == (2.0, 1.0)
+    assert (papers.num_steps, papers.optimizer) == (own.num_steps, own.optimizer)
 
 
 def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Path, run):

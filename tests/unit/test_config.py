@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -36,6 +37,7 @@ class Settings:
     """Frames of a clip."""
     optimizer: Optimizer = Optimizer()
     workers: Workers = Workers()
+    PRESETS: ClassVar = {"tiny": {"num_frames": 2, "optimizer": {"lr": 0.1}}}
 
 
 def test_words_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
@@ -43,6 +45,26 @@ def test_words_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     file.write_text("output: a\nnum_frames: 8\noptimizer:\n  lr: 1e-4\n")
     config = load_config(Settings, str(file), ["num_frames=4", "workers.num_workers=3"])
     assert config == Settings(output="a", num_frames=4, optimizer=Optimizer(lr=1e-4), workers=Workers(num_workers=3))
+
+
+def test_a_preset_outranks_what_is_before_it_and_not_what_is_after(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("output: a\nnum_frames: 8\nworkers: {num_workers: 3}\n")
+    tiny, workers = Optimizer(lr=0.1), Workers(num_workers=3)
+    assert load_config(Settings, str(file), ["preset=tiny"]) == Settings("a", 2, tiny, workers)
+    assert load_config(Settings, str(file), ["preset=tiny", "num_frames=4"]) == Settings("a", 4, tiny, workers)
+    assert load_config(Settings, str(file), ["num_frames=4", "preset=tiny"]) == Settings("a", 2, tiny, workers)
+    file.write_text("output: a\npreset: tiny\nnum_frames: 8\n")
+    assert load_config(Settings, str(file), []) == Settings("a", 8, tiny)
+    # A class's presets are not changed by what is laid over them.
+    assert load_config(Settings, None, ["output=a", "preset=tiny"]) == Settings("a", 2, tiny)
+
+
+def test_an_unknown_preset_is_refused_and_so_is_any_where_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="preset=tinny: unknown; known are tiny"):
+        load_config(Settings, None, ["output=a", "preset=tinny"])
+    with pytest.raises(ConfigError, match="preset: unknown setting"):
+        load_config(Optimizer, None, ["preset=tiny"])
 
 
 def test_scientific_notation_and_numeric_names_keep_their_type() -> None:
@@ -91,6 +113,7 @@ def test_help_lists_every_setting_with_its_docstring() -> None:
     assert "optimizer.lr=5e-05" in lines
     assert "Frames of a clip." in lines
     assert "output=required" in lines
+    assert "preset=tiny\n      {num_frames: 2, optimizer: {lr: 0.1}}" in lines
 
 
 def test_workers_ask_for_a_share_of_a_machine_of_their_role() -> None:
