@@ -55,6 +55,7 @@ NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE, GUIDED_UNTIL = 36, 2.5, 6.0, 0.79
 """As pipelines/configs/generate_sprites.yaml."""
 DEMO = AdapterConfig(frame_positions=True, temporal_kernel=15, stretch_from=8, temporal_reduction=1)
 """As pipelines/configs/train_sprites.yaml; `AdapterConfig()` is the paper's."""
+OVER_THE_CLIP = AdapterConfig(temporal_kernel=15, stretch_from=8)
 MARKS = ("motion", "colour", "background", "shape")
 SHOWN = (*MARKS, "all right", "consistency", "frechet")
 DEFAULTS = (400, 3, 32)
@@ -117,7 +118,8 @@ def with_motion_modules(unet: UNet2DConditionModel) -> tuple[Callable[..., Tenso
 VARIANTS = {
     "SimDA, the demo's": Variant(partial(with_adapters, DEMO)),
     "SimDA, the paper's": Variant(partial(with_adapters, AdapterConfig())),
-    "the paper's, frame positions": Variant(partial(with_adapters, AdapterConfig(frame_positions=True))),
+    "the paper's, kernel over the clip": Variant(partial(with_adapters, OVER_THE_CLIP)),
+    "the same, frame positions": Variant(partial(with_adapters, replace(OVER_THE_CLIP, frame_positions=True))),
     "without temporal adapters": Variant(partial(with_adapters, replace(DEMO, temporal=False))),
     "without attention adapters": Variant(partial(with_adapters, replace(DEMO, attention=False))),
     "without FFN adapters": Variant(partial(with_adapters, replace(DEMO, ffn=False))),

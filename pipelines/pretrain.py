@@ -53,7 +53,7 @@ from simda.training.step import Precision, native_precision
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LAST_CROP = 0.8
+LAST_CROP = 0.7
 """Share of the denoiser's steps after which all stills are whole, as those that will be asked of it."""
 CROP_NOISE = 0.7
 """Share of the noise schedule that crops are trained on: in the noise beyond, places are decided; crops have none."""
@@ -91,13 +91,13 @@ class TextEncoderTraining:
 class DenoiserTraining:
     """How the denoiser is trained, on what autoencoder and text encoder have become."""
 
-    num_steps: int = Field(default=5000, ge=20)
+    num_steps: int = Field(default=9000, ge=20)
     """Optimiser steps."""
     batch_size: int = Field(default=16, ge=1)
     """Stills per step."""
-    crop_share: float = Field(default=0.55, ge=0, le=LAST_CROP)
+    crop_share: float = Field(default=0.5, ge=0, le=LAST_CROP)
     """Share of the steps that see quarters of stills around the sprite, four times as many: they teach shapes, and the
-    stills between them places. The last fifth of the steps has whole stills only, and lays both together."""
+    stills between them places. The last three tenths of the steps have whole stills only, and lay both together."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak of the cosine schedule."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -105,7 +105,7 @@ class DenoiserTraining:
     place_shift: float = Field(default=12.0, gt=0)
     """Of the timesteps of stills between quarters; above 1 trains more on noisy ones, where a place is decided."""
     timestep_shift: float = Field(default=2.0, gt=0)
-    """The same of the last fifth of the steps."""
+    """The same of the last three tenths of the steps."""
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
