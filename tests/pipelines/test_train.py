@@ -222,8 +222,12 @@ def test_two_workers_with_all_these_faults_end_as_if_undisturbed_to_the_last_bit
     assert [row["step"] for row in curves] == list(range(1, NUM_STEPS + 1))
     assert [row["loss"] for row in curves] == losses
     weights = adapter_of(finished)
-    for name, weight in trainer.averaged_adapters().items():
-        assert torch.equal(weights[name], weight), name
+    others = {
+        name: f"{(weights[name] != weight).sum()} of {weight.numel()}, by up to {(weights[name] - weight).abs().max():.2g}"
+        for name, weight in trainer.averaged_adapters().items()
+        if not torch.equal(weights[name], weight)
+    }
+    assert others == {}
 
 
 @pytest.mark.ray
