@@ -8,7 +8,8 @@
 The upscaler takes over autoencoder and text encoder of a text-to-image model, so that only its denoiser is trained.
 Runs in this process on a GPU if there is one; `base_model=OUTPUT/base` uses the result, and the package ships one of
 each as `base_model=sprites` and `base_model=sprites_upscaler`. Stopped at any point, the same command goes on from its
-last saved state.
+last saved state. The text-to-image model took 55 minutes with `num_threads=2` on two cores that multiply in bfloat16
+(benchmarks/embedded_base_*.md), the upscaler 26 on one that had other work; no GPU has been tried.
 """
 
 from __future__ import annotations
@@ -268,6 +269,8 @@ def train_upscaler(config: PretrainConfig, folder: Path, device: torch.device) -
     """Train the denoiser of the upscaler, between the other parts of a text-to-image model."""
     settings = config.upscaler
     vae, text = load_autoencoder(settings.text_to_image), load_text_parts(settings.text_to_image, device=device)
+    # Loading noted where it lies on this machine, which the model that is saved would tell others.
+    vae.register_to_config(_name_or_path=settings.text_to_image)
     upscaler_pretraining.move_to_scaling_factor(vae, upscaler_pretraining.SCALING_FACTOR)
     round_to_half(vae).to(device)
     torch.manual_seed(config.seed + 3)

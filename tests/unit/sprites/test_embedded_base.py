@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from itertools import combinations
 
+import pytest
 import torch
 
+from simda.models.adapter_state import read_adapter_header
 from simda.models.base_models import load_text_parts, resolve_base_model
 from simda.models.text_encoder import encode_prompts
 from simda.sprites.world import MOTIONS, Scene
@@ -15,6 +18,13 @@ MAX_BYTES = 12_000_000
 
 def test_it_is_small_enough_to_be_shipped():
     assert sum(file.stat().st_size for file in resolve_base_model("sprites").rglob("*") if file.is_file()) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("model", ["sprites", "sprites_upscaler"])
+def test_what_is_shipped_names_no_place_on_a_machine(model: str):
+    texts = [file.read_text() for file in resolve_base_model(model).rglob("*.json")]
+    texts.append(json.dumps(read_adapter_header("sprites").provenance))
+    assert [text for text in texts if '": "/' in text] == []
 
 
 def test_its_text_encoder_tells_motions_apart_as_well_as_colours():
