@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +29,8 @@ from simda.runtime import run_command, with_progress
 from simda.sprites import world
 
 VIDEO_STREAM, PROMPT_STREAM = 0, 1
+Motion = Literal[world.MOTIONS]  # type: ignore[valid-type]
+Weight = Annotated[float, Field(gt=0, le=1000)]
 
 
 @dataclass(frozen=True, config=CONFIG_RULES)
@@ -47,6 +49,9 @@ class MakeSpritesConfig:
     """Rows of prompts.csv; every third one is of a held-out triple."""
     seed: int = Field(default=0, ge=0)
     """Decides every video, caption and prompt."""
+    motion_weights: dict[Motion, Weight] = Field(default_factory=dict)
+    """How often videos show a motion beside the others, whose weight is 1: `{spinning: 5}` for five times as often.
+    Prompts show all equally."""
 
 
 def run(config: MakeSpritesConfig) -> dict[str, Any]:
@@ -54,8 +59,7 @@ def run(config: MakeSpritesConfig) -> dict[str, Any]:
     started = time.monotonic()
     check_output(config)
     store = OutputStore(config.output)
-    run_key = {"command": "make_sprites", **{k: v for k, v in config_to_dict(config).items() if k != "output"}}
-    store.claim(run_key, config_to_yaml(config))
+    store.claim(run_key(config), config_to_yaml(config))
     folder = Path(open_uri(config.output)[1])
     (folder / "videos").mkdir(exist_ok=True)
 
@@ -78,6 +82,14 @@ def run(config: MakeSpritesConfig) -> dict[str, Any]:
     }
     store.write_manifest(summary)
     return summary
+
+
+def run_key(config: MakeSpritesConfig) -> dict[str, Any]:
+    """Everything that decides the files."""
+    settings = {name: value for name, value in config_to_dict(config).items() if name != "output"}
+    # Directories of before this setting stay what they are.
+    weights = {"motion_weights": weights} if (weights := settings.pop("motion_weights")) else {}
+    return {"command": "make_sprites", **settings, **weights}
 
 
 def dry_run(config: MakeSpritesConfig) -> dict[str, Any]:
@@ -104,7 +116,7 @@ def video_name(index: int) -> str:
 def draw_video(config: MakeSpritesConfig, index: int) -> tuple[world.Frames, str]:
     """Frames of one video, and its caption in one of its forms."""
     rng = np.random.default_rng((config.seed, VIDEO_STREAM, index))
-    scene = world.draw_scene(rng)
+    scene = world.draw_scene(rng, motion_weights=config.motion_weights)
     caption = scene.caption(int(rng.integers(len(world.CAPTION_FORMS))))
     trajectory = world.draw_trajectory(scene, rng, config.num_frames)
     return world.render(scene, trajectory, config.num_frames, config.size_px), caption
@@ -113,7 +125,8 @@ def draw_video(config: MakeSpritesConfig, index: int) -> tuple[world.Frames, str
 def draw_caption(config: MakeSpritesConfig, index: int) -> str:
     """The caption alone, without rendering."""
     rng = np.random.default_rng((config.seed, VIDEO_STREAM, index))
-    return world.draw_scene(rng).caption(int(rng.integers(len(world.CAPTION_FORMS))))
+    scene = world.draw_scene(rng, motion_weights=config.motion_weights)
+    return scene.caption(int(rng.integers(len(world.CAPTION_FORMS))))
 
 
 def draw_prompts(config: MakeSpritesConfig) -> list[world.Scene]:

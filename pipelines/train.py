@@ -25,6 +25,7 @@ from simda.config import (
     MAX_GUIDANCE,
     MAX_STEPS,
     Adapter,
+    AdapterUri,
     ModelName,
     Uri,
     Workers,
@@ -39,7 +40,13 @@ from simda.data.uris import read_bytes, write_bytes
 from simda.errors import ConfigError
 from simda.models.adapter_card import CARD_FILE, model_card
 from simda.models.adapter_hub import check_push, push_adapter
-from simda.models.adapter_state import ADAPTER_FILE, adapter_identity, count_adapter_parameters, read_adapter_header
+from simda.models.adapter_state import (
+    ADAPTER_FILE,
+    adapter_identity,
+    check_adapter,
+    count_adapter_parameters,
+    read_adapter_header,
+)
 from simda.models.base_models import (
     autoencoder_identity,
     is_upscaler_model,
@@ -221,6 +228,9 @@ class TrainConfig:
     """Draw each visit's latents from the autoencoder's posterior, in the place of its mean; needs keep_spread=true of
     `cache_latents`."""
     adapter: Adapter = Adapter()
+    initial_adapter: AdapterUri = None
+    """Where training starts, such as to go on with other clips: an adapter of the same base model that `train` wrote,
+    an embedded one, or one on the hub. It brings its `adapter` settings. `none` starts from fresh adapters."""
     optimizer: Optimizer = Optimizer()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """bf16 runs the base model in bfloat16, with half the memory; the adapters stay float32. auto is bf16 on GPUs and
@@ -265,7 +275,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
-    config = with_precision(config)
+    config = with_initial_adapter(with_precision(config))
     if config.push_to_hub:
         check_push(config.push_to_hub)
     check_wandb(config.wandb.project)
@@ -374,6 +384,22 @@ def with_precision(config: TrainConfig) -> TrainConfig:
     return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
 
 
+def with_initial_adapter(config: TrainConfig) -> TrainConfig:
+    """The same with the `adapter` settings of the adapter that training starts from, if there is one.
+
+    Raises:
+        ConfigError: others are given.
+        ModelMismatchError: it is of another base model.
+    """
+    initial = config.initial_adapter
+    if initial is None:
+        return config
+    found = Adapter(**check_adapter(initial, unet_identity(config.base_model)).config.to_dict())
+    if config.adapter not in (Adapter(), found):
+        raise ConfigError(f"adapter: {config.adapter} is not what initial_adapter={initial} has; leave out one of them")
+    return replace(config, adapter=found)
+
+
 def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
     """The adapter of the last checkpoint as the result, with its card; returns its directory.
 
@@ -392,7 +418,7 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
-    config = with_precision(config)
+    config = with_initial_adapter(with_precision(config))
     if config.push_to_hub:
         check_push(config.push_to_hub)
     check_wandb(config.wandb.project)
@@ -517,6 +543,8 @@ def run_key(config: TrainConfig, clips: LatentClips) -> dict[str, Any]:
     settings = {name: value for name, value in config_to_dict(config).items() if name not in CARRYING_OUT}
     # Which images there are is part of the data; runs without any stay what they are.
     settings |= {"images": {"share": config.images.share}} if settings.pop("images")["latents"] else {}
+    initial = settings.pop("initial_adapter")
+    settings |= {"initial_adapter": adapter_identity(initial)} if initial else {}
     models = {"unet": unet_identity(config.base_model), **identify_models(config.base_model)}
     return {"command": "train", "models": models, "data": clips.identity(), **settings}
 
@@ -528,6 +556,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         output=config.output,
         base_model=config.base_model,
         adapter=AdapterConfig(**asdict(config.adapter)),
+        initial_adapter=config.initial_adapter,
         images=config.images.latents,
         image_share=config.images.share,
         num_frames=config.num_frames,
@@ -575,8 +604,9 @@ def announce(
     shapes = ", ".join(f"{number} clips of {'x'.join(map(str, shape))}" for shape, number in clips.buckets.items())
     num_images = sum(clips.image_buckets.values())
     images = f", {plan.image_share:.0%} of them of images from {num_images} clips" if plan.images else ""
+    start = f"training on from {plan.initial_adapter}" if plan.initial_adapter else "training"
     print(
-        f"{f'going on from {found.name}' if found.name else 'training'}: {num_parameters:,} parameters, "
+        f"{f'going on from {found.name}' if found.name else start}: {num_parameters:,} parameters, "
         f"{plan.num_steps} steps of {plan.batch_size} from {shapes}{images}; starting {workers.num_workers} workers",
         file=sys.stderr,
         flush=True,

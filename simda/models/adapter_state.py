@@ -143,12 +143,16 @@ def load_adapter(unet: UNet2DConditionModel, adapter: str, base: str) -> Adapter
             f"adapter={adapter} has {header.config}, but the model holds adapters with {unet.adapter_config}; load the "
             "base model afresh"
         )
-    with local_copy(_file_uri(adapter)) as path:
-        weights = load_file(path)
-    set_adapter_weights(unet, weights, f"adapter={adapter}")
+    set_adapter_weights(unet, read_adapter_weights(adapter), f"adapter={adapter}")
     for parameter in adapter_parameters(unet).values():
         parameter.data = parameter.data.to(unet.dtype)
     return header
+
+
+def read_adapter_weights(adapter: str) -> dict[str, Tensor]:
+    """The weights of an adapter whose header has been read, by the names of `adapter_parameters`."""
+    with local_copy(_file_uri(adapter)) as path:
+        return load_file(path)
 
 
 def set_adapter_weights(unet: UNet2DConditionModel, weights: Mapping[str, Tensor], source: str) -> None:
@@ -176,10 +180,9 @@ def adapter_identity(adapter: str) -> str:
     """Which adapter it is: 16 digits of a hash of its weights, configuration and base; provenance apart."""
     header = read_adapter_header(adapter)
     digest = hashlib.sha256(json.dumps([header.base, header.config.to_dict()], sort_keys=True).encode())
-    with local_copy(_file_uri(adapter)) as path:
-        for name, weight in sorted(load_file(path).items()):
-            digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-            digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+    for name, weight in sorted(read_adapter_weights(adapter).items()):
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
+        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ held-out split. Writing video files is `pipelines/make_sprites.py`; measuring a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -132,14 +132,20 @@ def all_scenes() -> list[Scene]:
     ]
 
 
-def draw_scene(rng: np.random.Generator, held_out: bool | None = False) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, held_out: bool | None = False, motion_weights: Mapping[str, float] | None = None
+) -> Scene:
     """Draw a scene: motion first, so that every motion is equally frequent.
 
     Args:
         held_out: False draws from the training triples, True from the held-out tenth, None from all.
+        motion_weights: how often motions are drawn beside the others, whose weight is 1; None or none: all equally.
     """
+    weights = np.array([(motion_weights or {}).get(motion, 1.0) for motion in MOTIONS])
     while True:
-        motion = MOTIONS[rng.integers(len(MOTIONS))]
+        # Equal ones are drawn as they always were: a seed has the same videos.
+        number = rng.choice(len(MOTIONS), p=weights / weights.sum()) if motion_weights else rng.integers(len(MOTIONS))
+        motion = MOTIONS[number]
         shapes = SPINNING_SHAPES if motion == "spinning" else SHAPES
         scene = Scene(
             shapes[rng.integers(len(shapes))],

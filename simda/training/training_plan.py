@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from simda.models.adapter_state import ADAPTER_FILE, pack_adapter
+from simda.models.adapter_state import ADAPTER_FILE, pack_adapter, read_adapter_weights, set_adapter_weights
 from simda.models.base_models import load_low_res_scheduler, load_unet, resolve_base_model, unet_identity
 from simda.models.compilation import compile_network
 from simda.models.video_unet import AdapterConfig, adapter_parameters, inject_adapters, predict
@@ -37,6 +37,7 @@ class TrainingPlan:
         output: directory of the run.
         base_model: the frozen model.
         adapter: what is trained.
+        initial_adapter: adapter file or directory whose weights it starts from, or None for fresh ones.
         images: output directory of `cache_latents` whose frames are trained on as images, or None.
         image_share: share of the steps that train on images.
         num_frames: most frames of a training clip.
@@ -71,6 +72,7 @@ class TrainingPlan:
     output: str
     base_model: str
     adapter: AdapterConfig
+    initial_adapter: str | None
     images: str | None
     image_share: float
     num_frames: int
@@ -111,11 +113,14 @@ class TrainingPlan:
 
 
 def build_trainer(plan: TrainingPlan, clips: LatentClips, device: torch.device, world_size: int = 1) -> AdapterTrainer:
-    """The trainer of one rank, at step 0; the same fresh adapters on every rank."""
+    """The trainer of one rank, at step 0; the same adapters on every rank, fresh ones or the plan's initial ones."""
     unet = load_unet(plan.base_model, COMPUTE_DTYPES[plan.precision], device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         inject_adapters(unet, plan.adapter)
+    if plan.initial_adapter:
+        weights = read_adapter_weights(plan.initial_adapter)
+        set_adapter_weights(unet, weights, f"initial_adapter={plan.initial_adapter}")
     unet.to(device)
     if plan.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

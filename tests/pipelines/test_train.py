@@ -27,7 +27,7 @@ from simda.data.schema import LATENTS, TEXT_EMBEDDINGS, build_table, caption_id
 from simda.data.store import OutputStore
 from simda.data.tensors import tensor_columns
 from simda.data.video_io import read_all_frames, read_video_metadata
-from simda.models.adapter_state import count_adapter_parameters, read_adapter_header
+from simda.models.adapter_state import adapter_identity, count_adapter_parameters, read_adapter_header
 from simda.models.base_models import autoencoder_identity, text_identity
 from simda.models.video_unet import AdapterConfig
 from simda.runtime import run_command
@@ -222,12 +222,29 @@ def test_two_workers_with_all_these_faults_end_as_if_undisturbed_to_the_last_bit
     assert [row["step"] for row in curves] == list(range(1, NUM_STEPS + 1))
     assert [row["loss"] for row in curves] == losses
     weights = adapter_of(finished)
-    others = {
-        name: f"{(weights[name] != weight).sum()} of {weight.numel()}, by up to {(weights[name] - weight).abs().max():.2g}"
-        for name, weight in trainer.averaged_adapters().items()
-        if not torch.equal(weights[name], weight)
-    }
-    assert others == {}
+    gaps = {name: (weights[name] - weight).abs() for name, weight in trainer.averaged_adapters().items()}
+    assert {name: f"{gap.count_nonzero()}, up to {gap.max():.2g}" for name, gap in gaps.items() if gap.any()} == {}
+
+
+@pytest.mark.ray
+def test_training_starts_from_another_adapter_as_it_is(
+    finished: Path, words: tuple[str, ...], train: ModuleType, run, tmp_path: Path
+):
+    settings = (*words, f"initial_adapter={finished / 'adapter'}", f"output={tmp_path / 'run'}")
+    config = train.with_initial_adapter(load_config(train.TrainConfig, None, settings))
+    clips = train.open_latents(config)
+    trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
+    expected = adapter_of(finished)
+    for weights in (trainer.adapters, trainer.averaged_adapters()):
+        assert {name: torch.equal(weight, expected[name]) for name, weight in weights.items()} == dict.fromkeys(
+            expected, True
+        )
+    assert train.run_key(config, clips)["initial_adapter"] == adapter_identity(str(finished / "adapter"))
+    code, _, err = run("train", *settings, "adapter.frame_positions=true")
+    assert (code, "initial_adapter" in err, "leave out one of them" in err) == (2, True, True), err
+    code, _, err = run("train", *settings, "initial_adapter=sprites")
+    assert (code, "was trained on the base model" in err) == (2, True), err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.ray
