@@ -29,6 +29,17 @@ def test_the_same_seed_gives_the_same_bytes_and_a_rerun_makes_only_what_is_missi
     assert first[2].exists()
 
 
+def test_a_weight_changes_what_videos_show_and_not_what_is_asked_for(sprites, run, tmp_path):
+    words = (f"output={tmp_path}", "num_videos=6", "num_prompts=4", "motion_weights.spinning=1000")
+    code, _, err = run("make_sprites", *words)
+    assert code == 0, err
+    captions = [row["caption"] for row in csv.DictReader((tmp_path / "captions.csv").open())]
+    assert {parse_caption(caption).motion for caption in captions} == {"spinning"}
+    assert (tmp_path / "prompts.csv").read_text() == (sprites / "prompts.csv").read_text()
+    code, _, err = run("make_sprites", f"output={tmp_path}", "motion_weights.spining=2")
+    assert (code, "motion_weights.spining" in err, "spinning" in err) == (2, True, True), err
+
+
 def test_another_seed_in_the_same_directory_is_refused(sprites, run):
     code, _, err = run("make_sprites", f"output={sprites}", "num_videos=6", "num_prompts=4", "seed=1")
     assert code == 2

@@ -111,6 +111,17 @@ def test_motions_are_drawn_equally_often():
     assert all(150 <= motions.count(motion) <= 250 for motion in MOTIONS)
 
 
+def test_motions_are_drawn_by_their_weights():
+    rng = np.random.default_rng(2)
+    scenes = [draw_scene(rng, motion_weights={"spinning": 5, "standing still": 0.5}) for _ in range(1600)]
+    motions = [scene.motion for scene in scenes]
+    # Of 1600: five parts of eleven and a half, half a part, and one for each other.
+    assert 620 <= motions.count("spinning") <= 770
+    assert 45 <= motions.count("standing still") <= 95
+    assert all(100 <= motions.count(motion) <= 180 for motion in MOTIONS[:6])
+    assert not any(scene.is_held_out for scene in scenes)
+
+
 def test_captions_say_the_scene():
     scene = Scene("star", "orange", "navy", "moving left")
     assert [scene.caption(form) for form in range(len(CAPTION_FORMS))] == [
