@@ -77,6 +77,7 @@ class EditVideos:
         device: str,
         threads: int,
         tuning: dict[str, Any],
+        gradient_checkpointing: bool,
         method: str,
         inversion: dict[str, Any],
         inversion_free: dict[str, Any],
@@ -90,6 +91,9 @@ class EditVideos:
         self.pipeline.set_progress_bar_config(disable=True)
         if adapter is None:
             self.pipeline.insert_adapters(AdapterConfig(**fresh_adapter), tuning["seed"])
+        if gradient_checkpointing:
+            # Where no gradient is asked for, as in sampling, it changes nothing.
+            self.pipeline.unet.enable_gradient_checkpointing()
         weights = adapter_parameters(self.pipeline.unet)
         self.untuned = {name: weight.detach().clone() for name, weight in weights.items()}
         self.untuned_adapter = adapter and adapter_identity(adapter)

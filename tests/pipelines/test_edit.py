@@ -66,7 +66,8 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(
     before = OutputStore(str(out)).ids(GENERATED)
     told: Counter = Counter()
     monkeypatch.setattr(runtime, "record_metric", lambda metric, value, _: told.update({metric.name: value}))
-    code, summary, err = run("edit", *words)
+    # Saving memory is no other result: the same output goes on.
+    code, summary, err = run("edit", *words, "gradient_checkpointing=true")
     assert (code, summary["num_done"], summary["num_clips"]) == (0, 3, 2), err
     assert kept.items() <= times_of_tuned(out).items()
     written = [path for kind in ("videos", "comparisons") for path in (out / kind).glob("[!.]*")]
@@ -143,6 +144,11 @@ def test_a_video_that_cannot_be_used_costs_its_own_rows_only(local_ray, run, edi
         ("a,x.mp4,a star,a ring", "tuning.steps=4", "unknown setting"),
         ("a,x.mp4,a star,a ring", "sampling.guidance_end=0", "0 <= start < end <= 1"),
         ("a,x.mp4,a star,a ring", "inversion_free.strength=0.5", "inversion_free: no effect with method=inversion"),
+        (
+            "a,x.mp4,a star,a ring",
+            "gradient_checkpointing=true tuning.num_steps=0",
+            "gradient_checkpointing: no effect",
+        ),
         ("a,x.mp4,a star,a ring", "method=inversion_free sampling.eta=1", "sampling.eta: no effect with method=inv"),
         (
             "a,x.mp4,a star,a ring",
