@@ -41,13 +41,14 @@ demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> vid
 	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=sprites max_prompts=8 output=$(OUT)/generated_shipped
 	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated reference=$(OUT)/generated_shipped baseline=$(OUT)/generated_base output=$(OUT)/evaluated
 
-sprites-adapter: install  ## the adapter that the package ships as adapter=sprites, in about 80 minutes (OUT=out/demo)
+sprites-adapter: install  ## the adapter that the package ships as adapter=sprites, in about 90 minutes (OUT=out/demo)
 	$(RUN) pipelines/make_sprites.py num_videos=6000 num_prompts=400 seed=1 output=$(OUT)/full/sprites
 	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/full/sprites/videos captions=$(OUT)/full/sprites/captions.csv output=$(OUT)/full/latents
 	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites_full.yaml latents=$(OUT)/full/latents output=$(OUT)/full/train
 	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites_hard.yaml output=$(OUT)/full/sprites_hard
 	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/full/sprites_hard/videos captions=$(OUT)/full/sprites_hard/captions.csv output=$(OUT)/full/latents_hard
 	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites_hard.yaml initial_adapter=$(OUT)/full/train/adapter latents=$(OUT)/full/latents_hard output=$(OUT)/full/train_hard
+	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites_hard.yaml initial_adapter=$(OUT)/full/train_hard/adapter latents=$(OUT)/full/latents_hard output=$(OUT)/full/train_harder seed=1
 
 ablate: install  ## SimDA on sprites with parts left out or replaced, in hours; goes on where it was stopped (OUT=out/demo)
 	$(RUN) pipelines/make_sprites.py --config pipelines/configs/make_sprites.yaml output=$(OUT)/sprites
