@@ -7,7 +7,8 @@ the same clips in the same order with the same noise, for as many steps, then sa
 noise with the demo's settings. OUTPUT/results.jsonl gets a line for each variant and seed; a line that is there is not
 made again, so the same command goes on where it was stopped. Prints Markdown: means over the seeds, and their spread.
 
-Each run is a task of Ray, on a GPU if there is one, else on one thread of one core: as many at once as there are.
+Each run is a task of Ray, on a GPU if there is one, else on one thread of one core: as many at once as there are. What
+a step takes is measured after them in one process, the variants in turn.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ OVER_THE_CLIP = AdapterConfig(temporal_kernel=15, stretch_from=8)
 MARKS = ("motion", "colour", "background", "shape")
 SHOWN = (*MARKS, "all right", "consistency", "frechet")
 DEFAULTS = (400, 3, 32)
+NUM_TIMED_STEPS, NUM_FIRST_STEPS = 20, 3
+"""Of each variant; the first ones are not counted."""
 CPUS_PER_RUN = 2
 """Ray's logical CPUs, of which a local Ray has two to a core."""
 
@@ -153,52 +156,71 @@ def main(latents: str, output: str, num_steps: int, num_seeds: int, num_prompts:
                 file.write(json.dumps(row) + "\n")
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
-    print_table(rows)
+    print_table(rows, time_steps(str(Path(latents).resolve())))
 
 
-def measure(name: str, latents: str, rendered: np.ndarray, seed: int, asked: dict[str, int]) -> dict[str, Any]:
-    """Train one variant with one seed, and judge what it samples against its prompts and against rendered clips."""
+def time_steps(latents: str) -> dict[str, float]:
+    """Median seconds of a training step of each variant, one step of each in turn: all share what else happens."""
     torch.set_num_threads(1)
+    clips = LatentClips(latents, NUM_FRAMES, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
+    trainers = {name: build_trainer(variant, clips, 0, NUM_TIMED_STEPS) for name, variant in VARIANTS.items()}
+    batch = clips.batch(0).to(DEVICE)
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(NUM_TIMED_STEPS):
+        for name, trainer in trainers.items():
+            started = time.perf_counter()
+            # It returns what was measured, so a GPU has finished.
+            trainer.step(batch)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(each[NUM_FIRST_STEPS:]) for name, each in seconds.items()}
+
+
+def build_trainer(variant: Variant, clips: LatentClips, seed: int, num_steps: int) -> AdapterTrainer:
+    """A variant before its first step; `denoiser` of the result is the network."""
     torch.manual_seed(seed)
-    variant, num_steps = VARIANTS[name], asked["num_steps"]
-    clips = LatentClips(latents, NUM_FRAMES, seed=seed, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
     denoiser, parameters = variant.build(load_unet(BASE).to(DEVICE, memory_format=torch.channels_last))
-    scheduler_config = DDPMScheduler.load_config(resolve_base_model(BASE), subfolder="scheduler")
-    null = clips.null_prompt_embeds().to(DEVICE)
-    objective = partial(DenoisingObjective, scheduler_config, null)
-    trainer = AdapterTrainer(
+    return AdapterTrainer(
         denoiser,
         parameters,
-        objective(seed=seed, timestep_shift=2.0, stratify_over=BATCH_SIZE),
+        objective_of(clips, seed=seed, timestep_shift=2.0, stratify_over=BATCH_SIZE),
         Optimisation(
             list(parameters.values()),
             num_steps=num_steps,
             learning_rate=variant.learning_rate,
             learning_rate_schedule="cosine",
-            num_warmup_steps=20,
+            num_warmup_steps=min(20, num_steps),
             ema_decay=0.99,
         ),
         precision=PRECISION,
     )
-    seconds = []
-    for step in range(num_steps):
-        batch = clips.batch(step).to(DEVICE)
-        started = time.perf_counter()
-        trainer.step(batch)
-        seconds.append(time.perf_counter() - started)
+
+
+def objective_of(clips: LatentClips, **settings: Any) -> DenoisingObjective:
+    """The loss on the base's own noise schedule."""
+    scheduler_config = DDPMScheduler.load_config(resolve_base_model(BASE), subfolder="scheduler")
+    return DenoisingObjective(scheduler_config, clips.null_prompt_embeds().to(DEVICE), **settings)
+
+
+def measure(name: str, latents: str, rendered: np.ndarray, seed: int, asked: dict[str, int]) -> dict[str, Any]:
+    """Train one variant with one seed, and judge what it samples against its prompts and against rendered clips."""
+    torch.set_num_threads(1)
+    clips = LatentClips(latents, NUM_FRAMES, seed=seed, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
+    trainer = build_trainer(VARIANTS[name], clips, seed, asked["num_steps"])
+    for step in range(asked["num_steps"]):
+        trainer.step(clips.batch(step).to(DEVICE))
     kept_mb = activation_bytes(trainer, clips.batch(0).to(DEVICE)) / 1e6
     held_out = [batch.to(DEVICE) for batch in clips.held_out()]
-    fixed = objective(seed=HELD_OUT_SEED, caption_dropout=0.0, stratify_over=NUM_HELD_OUT)
+    fixed = objective_of(clips, seed=HELD_OUT_SEED, caption_dropout=0.0, stratify_over=NUM_HELD_OUT)
     trainer.clips_per_pass = BATCH_SIZE
     loss = trainer.validate(fixed, held_out).loss
     with trainer.optimisation.averaged_in_place():
-        judged = judge_samples(denoiser, null, rendered, seed, asked["num_prompts"])
+        null = clips.null_prompt_embeds().to(DEVICE)
+        judged = judge_samples(trainer.denoiser, null, rendered, seed, asked["num_prompts"])
     return {
         "variant": name,
         "seed": seed,
         "asked": asked,
-        "num_trained": sum(parameter.numel() for parameter in parameters.values()),
-        "step_seconds": statistics.median(seconds),
+        "num_trained": sum(parameter.numel() for parameter in trainer.parameters),
         "activations_mb": round(kept_mb, 1),
         "held_out_loss": round(loss, 4),
     } | judged
@@ -281,22 +303,20 @@ def rendered_features() -> np.ndarray:
     return np.stack([video_features(clip) for clip in clips])
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]], step_seconds: dict[str, float]) -> None:
     """Markdown: a line for each variant; mean over the seeds, and between brackets how far they are apart.
 
-    Step time and activations are ratios to the first variant with the same seed.
+    Step time and activations are ratios to the first variant.
     """
-    first = {row["seed"]: row for row in rows if row["variant"] == next(iter(VARIANTS))}
+    first = next(iter(VARIANTS))
+    first_mb = next(row["activations_mb"] for row in rows if row["variant"] == first)
     print("| variant | seeds | trained | step time | activations | held-out loss | " + " | ".join(SHOWN) + " |")
     print("|---|---|---|---|---|---|" + "---|" * len(SHOWN))
     for name in VARIANTS:
         own = [row for row in rows if row["variant"] == name]
         if not own:
             continue
-        ratios = [
-            f"{statistics.mean(row[key] / first[row['seed']][key] for row in own):.2f}"
-            for key in ("step_seconds", "activations_mb")
-        ]
+        ratios = [f"{step_seconds[name] / step_seconds[first]:.2f}", f"{own[0]['activations_mb'] / first_mb:.2f}"]
         figures = [f"{mean_of(own, 'held_out_loss'):.4f} ({range_of(own, 'held_out_loss'):.4f})"]
         figures += [f"{mean_of(own, key):.2f} ({range_of(own, key):.2f})" for key in SHOWN]
         print(f"| {name} | {len(own)} | {own[0]['num_trained']:,} | " + " | ".join(ratios + figures) + " |", flush=True)

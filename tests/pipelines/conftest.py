@@ -24,20 +24,21 @@ from tests.s3_faults import Door
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 
 
+def load_pipeline(name: str) -> ModuleType:
+    """A command of `pipelines/` by name, as a module."""
+    if f"pipelines_{name}" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(f"pipelines_{name}", PIPELINES / f"{name}.py")
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[f"pipelines_{name}"] = module
+        spec.loader.exec_module(module)
+    return sys.modules[f"pipelines_{name}"]
+
+
 @pytest.fixture(scope="session")
 def pipeline() -> Callable[[str], ModuleType]:
-    """A command of `pipelines/` by name, as a module."""
-
-    def load(name: str) -> ModuleType:
-        if f"pipelines_{name}" not in sys.modules:
-            spec = importlib.util.spec_from_file_location(f"pipelines_{name}", PIPELINES / f"{name}.py")
-            assert spec is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[f"pipelines_{name}"] = module
-            spec.loader.exec_module(module)
-        return sys.modules[f"pipelines_{name}"]
-
-    return load
+    """`load_pipeline`."""
+    return load_pipeline
 
 
 @pytest.fixture

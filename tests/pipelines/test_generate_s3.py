@@ -74,6 +74,7 @@ def test_a_server_that_is_gone_for_a_while_costs_nothing(local_ray, run, bucket,
     assert table["prompt_id"].to_pylist() == list("abcd")
 
     (tmp_path / "prompts.csv").write_text(PROMPTS)
-    assert run("generate", *SETTINGS, f"prompts={tmp_path}/prompts.csv", f"output={tmp_path}/out")[0] == 0
+    code, _, err = run("generate", *SETTINGS, f"prompts={tmp_path}/prompts.csv", f"output={tmp_path}/out")
+    assert code == 0, err
     undisturbed = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".mp4", ".gif")]
     assert files_of(client) == {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in undisturbed}
