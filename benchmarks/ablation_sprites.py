@@ -162,7 +162,7 @@ def main(latents: str, output: str, num_steps: int, num_seeds: int, num_prompts:
 def time_steps(latents: str) -> dict[str, float]:
     """Median seconds of a training step of each variant, one step of each in turn: all share what else happens."""
     torch.set_num_threads(1)
-    clips = LatentClips(latents, NUM_FRAMES, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
+    clips = LatentClips(latents, NUM_FRAMES, seed=0, batch_size=BATCH_SIZE, num_held_out=NUM_HELD_OUT)
     trainers = {name: build_trainer(variant, clips, 0, NUM_TIMED_STEPS) for name, variant in VARIANTS.items()}
     batch = clips.batch(0).to(DEVICE)
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
