@@ -195,8 +195,6 @@ def ray_session(*roles: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # glibc asks for huge pages: a training step of the embedded model takes 20 page faults instead of 9,000.
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    # Only so does MKL promise that two runs have the same result to the last bit; it is as fast.
-    os.environ.setdefault("MKL_CBWR", "AUTO")
     with tempfile.TemporaryDirectory(prefix="simda-ray-", ignore_cleanup_errors=True) as folder:
         _start_private_ray(folder)
         with _shut_down_after():

@@ -7,8 +7,6 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
-# As the workers of a local Ray have it: the same result to the last bit in each process.
-os.environ.setdefault("MKL_CBWR", "AUTO")
 # By default, workers give way to all other processes, and so to the tests that run beside theirs.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # By default, metrics reach their endpoint every ten seconds.
