@@ -53,7 +53,7 @@ NUM_HELD_OUT, HELD_OUT_SEED = 96, 1_000_000
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISION = native_precision(DEVICE.type)
 NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE, GUIDED_UNTIL = 36, 2.5, 6.0, 0.79
-"""As pipelines/configs/generate_sprites.yaml."""
+"""The sampling of every variant."""
 DEMO = AdapterConfig(frame_positions=True, temporal_kernel=15, stretch_from=8, temporal_reduction=1)
 """As pipelines/configs/train_sprites.yaml; `AdapterConfig()` is the paper's."""
 OVER_THE_CLIP = AdapterConfig(temporal_kernel=15, stretch_from=8)

@@ -3,7 +3,7 @@
     python benchmarks/sampling_options.py ADAPTER [num_clips]
 
 The adapter is one that `make demo` trained (out/demo/train/adapter). Every option samples the same prompts from one
-noise, with the settings of the demo; the judge knows nothing of the prompt when it measures. Prints Markdown.
+noise, with the settings that the demo had until 2026-11-29; the judge knows nothing of the prompt when it measures. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED, BATCH_SIZE = 0, 8
 MARKS = ("colour", "background", "shape", "motion")
 DEMO: dict[str, Any] = {"guidance_scale": 6.0, "guidance_interval": (0.0, 0.79)}
 SHIFTED = {"timestep_shift": 2.5}
-"""As pipelines/configs/generate_sprites.yaml, with 36 steps of ddpm."""
+"""With 36 steps of ddpm, the demo's."""
 OPTIONS: list[tuple[str, int, dict[str, Any]]] = [
     ("ddpm", 36, SHIFTED),
     ("ddpm", 36, {}),

@@ -360,11 +360,16 @@ def starting_adapter(config: EditConfig, base: str) -> Any:
         ConfigError: settings of fresh ones that are out of range, or have no effect.
     """
     if config.adapter is None:
-        return AdapterConfig(**asdict(config.fresh_adapter)).to_dict()
+        return fresh_adapter(config).to_dict()
     check_adapter(config.adapter, base)
     if config.fresh_adapter != Adapter():
         raise ConfigError(f"fresh_adapter has no effect with adapter={config.adapter}; leave one of them out")
     return adapter_identity(config.adapter)
+
+
+def fresh_adapter(config: EditConfig) -> AdapterConfig:
+    """What fresh adapters are, for clips of the usual length."""
+    return AdapterConfig(**config.fresh_adapter.for_clips(config.clips.num_frames))
 
 
 def run_key(config: EditConfig) -> Row:
@@ -402,7 +407,7 @@ def edit(config: EditConfig, work: Plan, num_rows: int) -> None:
             "base_model": config.base_model,
             "base": work.run_key["base"],
             "adapter": config.adapter,
-            "fresh_adapter": asdict(config.fresh_adapter),
+            "fresh_adapter": fresh_adapter(config).to_dict(),
             "output": config.output,
             "device": config.workers.device,
             "threads": config.workers.threads_per_worker,

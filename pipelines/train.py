@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -275,7 +275,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
-    config = with_initial_adapter(with_precision(config))
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     check_wandb(config.wandb.project)
@@ -384,20 +384,20 @@ def with_precision(config: TrainConfig) -> TrainConfig:
     return replace(config, precision=native_precision(device)) if config.precision == "auto" else config
 
 
-def with_initial_adapter(config: TrainConfig) -> TrainConfig:
-    """The same with the `adapter` settings of the adapter that training starts from, if there is one.
+def resolve_adapter(config: TrainConfig) -> AdapterConfig:
+    """What the adapters are: as those that training starts from, or else as the settings say for clips of that length.
 
     Raises:
-        ConfigError: others are given.
-        ModelMismatchError: it is of another base model.
+        ConfigError: the settings are given, and are not those of the initial adapter; or are out of range.
+        ModelMismatchError: the initial adapter is of another base model.
     """
-    initial = config.initial_adapter
+    asked, initial = AdapterConfig(**config.adapter.for_clips(config.num_frames)), config.initial_adapter
     if initial is None:
-        return config
-    found = Adapter(**check_adapter(initial, unet_identity(config.base_model)).config.to_dict())
-    if config.adapter not in (Adapter(), found):
-        raise ConfigError(f"adapter: {config.adapter} is not what initial_adapter={initial} has; leave out one of them")
-    return replace(config, adapter=found)
+        return asked
+    found = check_adapter(initial, unet_identity(config.base_model)).config
+    if config.adapter != Adapter() and asked != found:
+        raise ConfigError(f"adapter: {asked} is not what initial_adapter={initial} has; leave out one of them")
+    return found
 
 
 def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict[str, Any]) -> str:
@@ -418,7 +418,7 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
-    config = with_initial_adapter(with_precision(config))
+    config = with_precision(config)
     if config.push_to_hub:
         check_push(config.push_to_hub)
     check_wandb(config.wandb.project)
@@ -543,6 +543,7 @@ def run_key(config: TrainConfig, clips: LatentClips) -> dict[str, Any]:
     settings = {name: value for name, value in config_to_dict(config).items() if name not in CARRYING_OUT}
     # Which images there are is part of the data; runs without any stay what they are.
     settings |= {"images": {"share": config.images.share}} if settings.pop("images")["latents"] else {}
+    settings["adapter"] = resolve_adapter(config).to_dict()
     initial = settings.pop("initial_adapter")
     settings |= {"initial_adapter": adapter_identity(initial)} if initial else {}
     models = {"unet": unet_identity(config.base_model), **identify_models(config.base_model)}
@@ -555,7 +556,7 @@ def make_plan(config: TrainConfig, clips: LatentClips) -> TrainingPlan:
         latents=config.latents,
         output=config.output,
         base_model=config.base_model,
-        adapter=AdapterConfig(**asdict(config.adapter)),
+        adapter=resolve_adapter(config),
         initial_adapter=config.initial_adapter,
         images=config.images.latents,
         image_share=config.images.share,

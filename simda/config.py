@@ -27,6 +27,7 @@ CONFIG_RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, coerce_
 Config = TypeVar("Config")
 
 PRESET = "preset"
+PAPER_KERNEL = 3
 
 
 def start_directory() -> Path:
@@ -132,7 +133,7 @@ class Workers:
 
 @dataclass(frozen=True, config=CONFIG_RULES)
 class Adapter:
-    """Which adapters are inserted, and how wide; the defaults are the paper's."""
+    """Which adapters are inserted, and how wide; the defaults are the paper's, but for `temporal_kernel`."""
 
     spatial_reduction: int = Field(default=4, ge=1)
     """Width over bottleneck of the attention and FFN adapters; more makes them smaller."""
@@ -150,24 +151,36 @@ class Adapter:
     """Whether there are temporal adapters."""
     frame_positions: bool = False
     """Whether temporal adapters also see each frame's place in the clip; ours, not the paper's, without parameters."""
-    temporal_kernel: int = Field(default=3, ge=3)
-    """Frames that a temporal adapter's convolution spans, odd; the paper's is 3, more hold a clip together sooner."""
+    temporal_kernel: int | None = Field(default=None, ge=3)
+    """Frames that a temporal adapter's convolution spans, odd; the paper's is 3. None reaches from every frame of
+    num_frames to every other, and is stretched with clips of another length; ours, it learns motion sooner."""
     stretch_from: int | None = Field(default=None, ge=2)
-    """Frames of the clips for which `temporal_kernel` is meant: it is stretched with clips of another length, so that
-    sampling longer ones than were trained on keeps their course. Ours; None spans as many frames of any clip."""
+    """Frames of the clips for which a `temporal_kernel` that is given is meant: it is stretched with clips of another
+    length, so that longer ones than were trained on keep their course. None spans as many frames of any clip."""
 
     @model_validator(mode="after")
     def _some_are_trained_and_no_setting_is_ignored(self) -> Self:
         if not (self.attention or self.ffn or self.temporal):
             raise ValueError("attention, ffn and temporal are all false, so nothing would be trained; leave one in")
-        if self.temporal_kernel % 2 == 0:
+        if self.temporal_kernel is not None and self.temporal_kernel % 2 == 0:
             raise ValueError(f"temporal_kernel={self.temporal_kernel}; it is odd")
+        if self.temporal_kernel is None and self.stretch_from is not None:
+            raise ValueError(f"stretch_from={self.stretch_from} has no effect without temporal_kernel; give both")
         idle = [] if self.temporal else ["temporal_reduction", "temporal_kernel", "frame_positions", "stretch_from"]
         idle += [] if self.attention or self.ffn else ["spatial_reduction"]
         set_idly = [name for name in idle if getattr(self, name) != getattr(type(self)(), name)]
         if set_idly:
             raise ValueError(f"{', '.join(set_idly)}: no effect without the adapters they are of; leave them out")
         return self
+
+    def for_clips(self, num_frames: int) -> dict[str, Any]:
+        """The arguments of `AdapterConfig` for adapters that are trained on clips of so many frames."""
+        settings = dataclasses.asdict(self)
+        if self.temporal_kernel is None:
+            spans = self.temporal and num_frames > 1
+            settings["temporal_kernel"] = 2 * num_frames - 1 if spans else PAPER_KERNEL
+            settings["stretch_from"] = num_frames if spans else None
+        return settings
 
 
 def load_config(config_class: type[Config], config_path: str | None, overrides: Sequence[str]) -> Config:

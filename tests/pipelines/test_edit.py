@@ -84,6 +84,8 @@ def test_each_clip_is_tuned_on_once_and_every_row_is_written_beside_its_source(
     header = read_adapter_header(str(next((out / "tuned").iterdir())))
     assert header.provenance["clip"]["source_prompt"] == SOURCE.caption()
     assert header.provenance["tuning_seconds"] > 0
+    # Fresh adapters reach over the whole clip, of three frames.
+    assert (header.config.temporal_kernel, header.config.stretch_from) == (5, 3)
 
     videos, pairs = videos_of(out), videos_of(out, "comparisons")
     sources = read_all_frames(str(tmp_path / "x.mp4"))[:5:2]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -240,7 +239,7 @@ def test_training_starts_from_another_adapter_as_it_is(
     finished: Path, words: tuple[str, ...], train: ModuleType, run, tmp_path: Path
 ):
     settings = (*words, f"initial_adapter={finished / 'adapter'}", f"output={tmp_path / 'run'}")
-    config = train.with_initial_adapter(load_config(train.TrainConfig, None, settings))
+    config = load_config(train.TrainConfig, None, settings)
     clips = train.open_latents(config)
     trainer = build_trainer(train.make_plan(config, clips), clips, torch.device("cpu"))
     expected = adapter_of(finished)
@@ -498,8 +497,8 @@ def test_the_precision_that_auto_comes_to_is_part_of_what_a_run_is(words: tuple[
 def test_the_papers_preset_undoes_what_a_file_has_of_our_own(train: ModuleType):
     file = str(ROOT / "pipelines/configs/train_sprites.yaml")
     own, papers = (load_config(train.TrainConfig, file, words) for words in ([], ["preset=paper"]))
-    assert AdapterConfig(**asdict(papers.adapter)) == AdapterConfig.of_the_paper()
-    assert papers.adapter != own.adapter
+    assert train.resolve_adapter(papers) == AdapterConfig.of_the_paper()
+    assert train.resolve_adapter(own).temporal_kernel == 2 * own.num_frames - 1
     assert (own.timestep_shift, papers.timestep_shift) == (2.0, 1.0)
     assert (papers.num_steps, papers.optimizer) == (own.num_steps, own.optimizer)
 
@@ -510,9 +509,11 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
     assert (counts["num_clips"], counts["num_images"], counts["num_epochs"]) == (8, 8, 4.5)
     assert set(counts["clips_per_shape"]) == {"4x3x8x4", "4x3x8x8"}
     assert (counts["clips_per_pass"], counts["goes_on"]) == (2, False)
-    assert counts["num_parameters"] == sum(
-        sites * (2 * width**2 + 6 * width) for width, sites in {32: 3, 96: 3, 128: 4}.items()
-    )
+    # Five taps reach from each of three frames to every other; the paper's kernel has three.
+    expected = sum(sites * (2 * width**2 + 7 * width) for width, sites in {32: 3, 96: 3, 128: 4}.items())
+    assert counts["num_parameters"] == expected
+    code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}", "adapter.temporal_kernel=3")
+    assert counts["num_parameters"] == expected - sum(sites * width for width, sites in {32: 3, 96: 3, 128: 4}.items())
     assert counts["seconds_left"] is None
     assert not list(tmp_path.iterdir())
     code, counts, _ = run("train", "--dry-run", *words, f"output={tmp_path / 'run'}", "expected_clips_per_s=0.5")
@@ -531,6 +532,7 @@ def test_dry_run_counts_and_writes_nothing(words: tuple[str, ...], tmp_path: Pat
         ("precision=fp16", "precision=fp16 is for GPUs"),
         ("workers={num_workers: 2, gpus_per_worker: 0.5}", "workers that share a GPU cannot train together"),
         ("adapter={temporal_kernel: 4}", "temporal_kernel=4; it is odd"),
+        ("adapter={stretch_from: 4}", "stretch_from=4 has no effect without temporal_kernel"),
         ("adapter={attention: false, ffn: false, temporal: false}", "nothing would be trained"),
         ("adapter={temporal: false, frame_positions: true}", "frame_positions: no effect without the adapters"),
         ("adapter={attention: false, ffn: false, spatial_reduction: 2}", "spatial_reduction: no effect"),

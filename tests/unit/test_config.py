@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from simda.config import (
     CONFIG_RULES,
     EMBEDDED_MODELS,
+    Adapter,
     Workers,
     absolute_model,
     config_to_dict,
@@ -123,6 +124,18 @@ def test_workers_ask_for_a_share_of_a_machine_of_their_role() -> None:
     (share,) = trainers.ray_options["resources"].values()
     assert trainers.ray_options["resources"].keys() == {"gpu-train"}
     assert 0 < trainers.num_workers * share < 1
+
+
+def test_a_temporal_kernel_reaches_over_the_clips_that_it_is_trained_on_unless_told_otherwise() -> None:
+    def kernel(num_frames: int, **settings: Any) -> tuple[int, int | None]:
+        adapter = Adapter(**settings).for_clips(num_frames)
+        return adapter["temporal_kernel"], adapter["stretch_from"]
+
+    assert kernel(16) == (31, 16)
+    assert kernel(16, temporal_kernel=5) == (5, None)
+    assert kernel(16, temporal_kernel=5, stretch_from=8) == (5, 8)
+    # Without frames to reach, or nothing that reaches, there is no clip to stretch from.
+    assert kernel(1) == kernel(16, temporal=False) == (3, None)
 
 
 def test_an_embedded_model_is_not_a_directory_of_the_same_name(tmp_path, monkeypatch):
