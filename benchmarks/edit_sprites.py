@@ -1,6 +1,6 @@
 """How well `edit` changes what sprites clips show, and keeps what they do.
 
-    python benchmarks/edit_sprites.py OUTPUT ADAPTER [--num-edits 60] [--variants tuned untuned full] [key=value ...]
+    python benchmarks/edit_sprites.py OUTPUT ADAPTER [key=value ...] [--num-edits 60] [--variants tuned untuned full]
 
 Draws scenes by a seed, renders a clip of each, and asks for another colour, shape, background, or two of these, in
 turn, three edits of each clip. `edit` runs with pipelines/configs/edit_sprites.yaml and the words given; the written
