@@ -3,7 +3,8 @@
     python benchmarks/sampling_options.py ADAPTER [num_clips]
 
 The adapter is one that `make demo` trained (out/demo/train/adapter). Every option samples the same prompts from one
-noise, with the settings that the demo had until 2026-11-29; the judge knows nothing of the prompt when it measures. Prints Markdown.
+noise, with the settings that the demo had until 2026-11-29; the judge knows nothing of the prompt when it measures.
+Prints Markdown.
 """
 
 from __future__ import annotations

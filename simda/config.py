@@ -168,7 +168,9 @@ class Adapter:
             raise ValueError(f"stretch_from={self.stretch_from} has no effect without temporal_kernel; give both")
         idle = [] if self.temporal else ["temporal_reduction", "temporal_kernel", "frame_positions", "stretch_from"]
         idle += [] if self.attention or self.ffn else ["spatial_reduction"]
-        set_idly = [name for name in idle if getattr(self, name) != getattr(type(self)(), name)]
+        # preset=paper names its kernel, and temporal adapters may be left out of it.
+        plain = {name: {getattr(type(self)(), name)} for name in idle} | {"temporal_kernel": {None, PAPER_KERNEL}}
+        set_idly = [name for name in idle if getattr(self, name) not in plain[name]]
         if set_idly:
             raise ValueError(f"{', '.join(set_idly)}: no effect without the adapters they are of; leave them out")
         return self

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -499,6 +500,8 @@ def test_the_papers_preset_undoes_what_a_file_has_of_our_own(train: ModuleType):
     own, papers = (load_config(train.TrainConfig, file, words) for words in ([], ["preset=paper"]))
     assert train.resolve_adapter(papers) == AdapterConfig.of_the_paper()
     assert train.resolve_adapter(own).temporal_kernel == 2 * own.num_frames - 1
+    without = load_config(train.TrainConfig, file, ["preset=paper", "adapter.temporal=false"])
+    assert train.resolve_adapter(without) == replace(AdapterConfig.of_the_paper(), temporal=False)
     assert (own.timestep_shift, papers.timestep_shift) == (2.0, 1.0)
     assert (papers.num_steps, papers.optimizer) == (own.num_steps, own.optimizer)
 
