@@ -37,7 +37,7 @@ demo: install  ## the main job on a laptop: sprites -> latents -> adapter -> vid
 	$(RUN) pipelines/cache_latents.py --config pipelines/configs/cache_latents_sprites.yaml videos=$(OUT)/sprites/videos captions=$(OUT)/sprites/captions.csv output=$(OUT)/latents
 	$(RUN) pipelines/train.py --config pipelines/configs/train_sprites.yaml latents=$(OUT)/latents output=$(OUT)/train
 	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=$(OUT)/train/adapter output=$(OUT)/generated
-	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none max_prompts=16 output=$(OUT)/generated_base
+	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=none max_prompts=8 output=$(OUT)/generated_base
 	$(RUN) pipelines/generate.py --config pipelines/configs/generate_sprites.yaml prompts=$(OUT)/sprites/prompts.csv adapter=sprites max_prompts=8 output=$(OUT)/generated_shipped
 	$(RUN) pipelines/evaluate.py --config pipelines/configs/evaluate_sprites.yaml generated=$(OUT)/generated reference=$(OUT)/generated_shipped baseline=$(OUT)/generated_base output=$(OUT)/evaluated
 

@@ -26,7 +26,7 @@ from simda.sprites.world import BACKGROUNDS, COLOURS, SHAPES, SPINNING_SHAPES, S
 
 SEED, BATCH_SIZE = 0, 25
 NUM_INFERENCE_STEPS, TIMESTEP_SHIFT, GUIDANCE_SCALE = 36, 2.5, 6.0
-"""As pipelines/configs/generate_sprites.yaml."""
+"""With `ddpm`; not those of generate_sprites.yaml, which are for videos."""
 OPPOSITES = (("moving left", "moving right"), ("moving up", "moving down"), ("growing", "shrinking"))
 PLACED = (("star", "red", "navy"), ("circle", "yellow", "gray"), ("cross", "blue", "black"))
 NUM_PLACES = 96

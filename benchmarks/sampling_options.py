@@ -23,9 +23,9 @@ from simda.sprites.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene
 
 SEED, BATCH_SIZE = 0, 8
 MARKS = ("colour", "background", "shape", "motion")
-DEMO: dict[str, Any] = {"guidance_scale": 6.0, "guidance_interval": (0.0, 0.79)}
+GUIDED: dict[str, Any] = {"guidance_scale": 6.0, "guidance_interval": (0.0, 0.79)}
 SHIFTED = {"timestep_shift": 2.5}
-"""With 36 steps of ddpm, the demo's."""
+"""With 36 steps of ddpm."""
 OPTIONS: list[tuple[str, int, dict[str, Any]]] = [
     ("ddpm", 36, SHIFTED),
     ("ddpm", 36, {}),
@@ -73,7 +73,7 @@ def sample(
 ) -> np.ndarray:
     """Some of the clips, uint8 [b, f, h, w, 3]."""
     batch = scenes[start : start + BATCH_SIZE]
-    settings = DEMO | others
+    settings = GUIDED | others
     shift = settings.pop("timestep_shift", None)
     frames = pipeline(
         [scene.caption() for scene in batch],
