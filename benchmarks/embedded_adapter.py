@@ -1,10 +1,10 @@
 """How well the embedded adapter makes sprites move: prompts, half of them of held-out triples, generated and judged.
 
-    python benchmarks/embedded_adapter.py OUTPUT [NUM_PROMPTS] [KEY=VALUE ...]
+    python benchmarks/embedded_adapter.py OUTPUT [NUM_PROMPTS [SEED]] [KEY=VALUE ...]
 
 By the commands themselves: `generate` with pipelines/configs/generate_sprites.yaml, `adapter=sprites` and the settings
 that are given (`sampling.num_frames=16`, another `adapter=`), then `evaluate`. The prompts, 400 by default, are drawn
-by a fixed seed, every second one of a triple that no training video showed. Prints a Markdown table;
+by a seed, 2026 by default, every second one of a triple that no training video showed. Prints a Markdown table;
 OUTPUT/evaluated/report.html shows the videos.
 """
 
@@ -20,13 +20,13 @@ import numpy as np
 
 from simda.sprites.world import draw_scene
 
-SEED = 2026
+DEFAULTS = (400, 2026)
 SHOWN = ("motion", "colour", "background", "shape", "all_right", "consistency")
 
 
-def main(output: Path, num_prompts: int, settings: list[str]) -> None:
+def main(output: Path, num_prompts: int, seed: int, settings: list[str]) -> None:
     """Draw prompts, run both commands, print."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     captions = [draw_scene(rng, held_out=number % 2 == 1).caption() for number in range(num_prompts)]
     output.mkdir(parents=True, exist_ok=True)
     with (output / "prompts.csv").open("w", newline="") as file:
@@ -50,6 +50,7 @@ def run(command: str, *words: str) -> None:
 if __name__ == "__main__":
     settings = [word for word in sys.argv[1:] if "=" in word]
     plain = [word for word in sys.argv[1:] if "=" not in word]
-    if len(plain) not in (1, 2):
+    if len(plain) not in (1, 2, 3):
         sys.exit(__doc__)
-    main(Path(plain[0]), int(plain[1]) if len(plain) == 2 else 400, settings)
+    num_prompts, seed = (*map(int, plain[1:]), *DEFAULTS[len(plain) - 1 :])
+    main(Path(plain[0]), num_prompts, seed, settings)
