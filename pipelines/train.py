@@ -32,7 +32,7 @@ from simda.config import (
     config_to_dict,
     config_to_yaml,
 )
-from simda.cost import no_estimate
+from simda.cost import training_time_left
 from simda.data.prompts import read_prompts
 from simda.data.schema import check_provenance
 from simda.data.store import OutputStore
@@ -63,9 +63,10 @@ from simda.training.curves_plot import PLOT_FILE
 from simda.training.experiment_tracker import check_mlflow, check_wandb, mlflow_run, wandb_run
 from simda.training.latent_clips import LatentClips, open_with_images
 from simda.training.metrics_log import METRICS_FILE, read_metrics, shown_progress
+from simda.training.optimisation import checkpoint_bytes
 from simda.training.step import native_precision
 from simda.training.training_plan import ADAPTER_FOLDER, TrainingPlan, count_parameters
-from simda.training.worker import Watch, run_workers
+from simda.training.worker import Watch, check_shares, run_workers
 
 # These change how a run is carried out, not what it ends with; they may differ when it goes on.
 CARRYING_OUT = (
@@ -276,10 +277,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train to the last step, or what is left of it, and publish the adapter."""
     started = time.monotonic()
     config = with_precision(config)
-    if config.push_to_hub:
-        check_push(config.push_to_hub)
-    check_wandb(config.wandb.project)
-    check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
+    check_services(config)
     prompts = validation_prompts(config)
     clips = open_latents(config)
     plan = make_plan(config, clips)
@@ -298,7 +296,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         workers.num_workers,
         workers.device,
         config.checkpoint_every,
-        bytes_of_checkpoint(config, num_parameters),
+        checkpoint_bytes(config.optimizer.name, config.optimizer.ema_decay, num_parameters),
         record_metric,
     )
     settings = config_to_dict(config)
@@ -328,6 +326,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
     }
     store.write_manifest(summary)
     return summary
+
+
+def check_services(config: TrainConfig) -> None:
+    """Whether what is told of the run elsewhere can be told.
+
+    Raises:
+        ConfigError: a package or a login is missing, or a name is none.
+    """
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
+    check_wandb(config.wandb.project)
+    check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
 
 
 def validation_prompts(config: TrainConfig) -> list[dict[str, Any]]:
@@ -419,17 +429,16 @@ def publish(config: TrainConfig, store: OutputStore, checkpoint: str, last: dict
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Check the inputs and the output, and count."""
     config = with_precision(config)
-    if config.push_to_hub:
-        check_push(config.push_to_hub)
-    check_wandb(config.wandb.project)
-    check_mlflow(config.mlflow.experiment, config.mlflow.tracking_uri)
+    check_services(config)
     prompts = validation_prompts(config)
     clips = open_latents(config)
     store = OutputStore(config.output)
     goes_on = store.check_claim(run_key(config, clips))
     num_parameters = count_parameters(make_plan(config, clips))
-    checkpoint_bytes = bytes_of_checkpoint(config, num_parameters)
-    done = max((row["step"] for row in read_metrics(store)), default=0)
+    num_bytes = checkpoint_bytes(config.optimizer.name, config.optimizer.ema_decay, num_parameters)
+    metrics = read_metrics(store)
+    done = max((row["step"] for row in metrics), default=0)
+    clips_left = (config.num_steps - done) * config.batch_size
     return {
         "num_clips": clips.num_clips,
         "num_images": sum(clips.image_buckets.values()),
@@ -441,27 +450,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "goes_on": goes_on,
         "workers": config_to_dict(config.workers),
         "clips_per_pass": config.batch_size // config.workers.num_workers // config.num_accumulated,
-        "checkpoint_bytes": checkpoint_bytes,
-        "output_bytes": checkpoint_bytes * config.num_checkpoints_kept + 4 * num_parameters,
-        **training_time_left(config, done, [row["clips_per_s"] for row in read_metrics(store)]),
-    }
-
-
-def bytes_of_checkpoint(config: TrainConfig, num_parameters: int) -> int:
-    """Weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each."""
-    num_moments = 1 if config.optimizer.name == "muon" else 2
-    return 4 * num_parameters * (2 + num_moments + bool(config.optimizer.ema_decay))
-
-
-def training_time_left(config: TrainConfig, num_steps_done: int, rates: list[float]) -> dict[str, Any]:
-    """Seconds to the last step, and what tells so: the run's latest rate in clips per second, or the expected one."""
-    rate = rates[-1] if rates else config.expected_clips_per_s
-    if rate is None:
-        return {"seconds_left": None, "estimated_from": no_estimate("expected_clips_per_s")}
-    source = "the latest line of metrics.jsonl" if rates else "expected_clips_per_s"
-    return {
-        "seconds_left": round((config.num_steps - num_steps_done) * config.batch_size / rate),
-        "estimated_from": source,
+        "checkpoint_bytes": num_bytes,
+        "output_bytes": num_bytes * config.num_checkpoints_kept + 4 * num_parameters,
+        **training_time_left(clips_left, [row["clips_per_s"] for row in metrics], config.expected_clips_per_s),
     }
 
 
@@ -471,7 +462,7 @@ def open_latents(config: TrainConfig) -> LatentClips:
     Raises:
         ConfigError, InputError, ModelMismatchError: what does not fit, with the numbers.
     """
-    check_shares(config)
+    check_shares(config.workers, config.min_workers, config.batch_size, config.num_accumulated)
     open_table = partial(
         LatentClips,
         seed=config.seed,
@@ -492,29 +483,6 @@ def num_steps_of_clips(config: TrainConfig) -> int:
     """Steps of the run that are not of images."""
     share = config.images.share if config.images.latents else 0.0
     return config.num_steps - math.floor(config.num_steps * share)
-
-
-def check_shares(config: TrainConfig) -> None:
-    """Every number of workers that there may be shares a batch equally, and each has a GPU of its own.
-
-    Raises:
-        ConfigError: one does not.
-    """
-    most = config.workers.num_workers
-    if most > 1 and config.workers.gpus_per_worker % 1:
-        raise ConfigError(
-            f"workers.gpus_per_worker={config.workers.gpus_per_worker}: workers that share a GPU cannot train together "
-            "(NCCL refuses it); give each a whole one, or use workers.num_workers=1"
-        )
-    if config.min_workers and config.min_workers > most:
-        raise ConfigError(f"min_workers={config.min_workers} is above workers.num_workers={most}")
-    each = [number * config.num_accumulated for number in range(config.min_workers or most, most + 1)]
-    if any(config.batch_size % passes for passes in each):
-        numbers = f"min_workers={config.min_workers} to " if config.min_workers else ""
-        raise ConfigError(
-            f"batch_size={config.batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
-            f"num_accumulated={config.num_accumulated}; use a multiple of {math.lcm(*each)}"
-        )
 
 
 def highest_noise_level(config: TrainConfig) -> int | None:

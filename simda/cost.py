@@ -140,6 +140,20 @@ def time_left(
     return {"seconds_left": round(each * num_left / min(num_workers, num_left)), "estimated_from": source}
 
 
+def training_time_left(clips_left: int, rates: Sequence[float], expected_clips_per_s: float | None) -> dict[str, Any]:
+    """How long all workers together train on the clips that are left, and what tells so, as `time_left`.
+
+    Args:
+        rates: clips per second that the run had so far, of which the latest tells best.
+        expected_clips_per_s: the same where there is none yet, if the user says so.
+    """
+    rate = rates[-1] if rates else expected_clips_per_s
+    if rate is None:
+        return {"seconds_left": None, "estimated_from": no_estimate("expected_clips_per_s")}
+    source = "the latest line of metrics.jsonl" if rates else "expected_clips_per_s"
+    return {"seconds_left": round(clips_left / rate), "estimated_from": source}
+
+
 def no_estimate(setting: str) -> str:
     """Why there is none, and what to do about it; a setting of the command would make one."""
     return f"nothing: no part of this run is done yet, and {setting} is not set"

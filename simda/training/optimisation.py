@@ -22,6 +22,12 @@ LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "co
 BETAS = (0.9, 0.999)
 
 
+def checkpoint_bytes(optimizer: OptimizerName, ema_decay: float, num_parameters: int) -> int:
+    """Of weights, the optimiser's moments, a moving average, and the adapter for use; four bytes each."""
+    num_moments = 1 if optimizer == "muon" else 2
+    return 4 * num_parameters * (2 + num_moments + bool(ema_decay))
+
+
 class Optimisation:
     """The updates of some parameters over a run of known length.
 

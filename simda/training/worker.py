@@ -6,6 +6,7 @@ The loop can begin at any step: all that a step does follows from its number and
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -151,6 +152,29 @@ def explain_failure(error: ray.train.WorkerGroupError) -> SimdaError | None:
                 "raise num_accumulated, use precision=bf16, or lower batch_size, and run it again"
             )
     return None
+
+
+def check_shares(workers: Workers, min_workers: int | None, batch_size: int, num_accumulated: int) -> None:
+    """Every number of workers that there may be shares a batch equally, and each has a GPU of its own.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    most = workers.num_workers
+    if most > 1 and workers.gpus_per_worker % 1:
+        raise ConfigError(
+            f"workers.gpus_per_worker={workers.gpus_per_worker}: workers that share a GPU cannot train together "
+            "(NCCL refuses it); give each a whole one, or use workers.num_workers=1"
+        )
+    if min_workers and min_workers > most:
+        raise ConfigError(f"min_workers={min_workers} is above workers.num_workers={most}")
+    each = [number * num_accumulated for number in range(min_workers or most, most + 1)]
+    if any(batch_size % passes for passes in each):
+        numbers = f"min_workers={min_workers} to " if min_workers else ""
+        raise ConfigError(
+            f"batch_size={batch_size} cannot be shared equally by {numbers}workers.num_workers={most} with "
+            f"num_accumulated={num_accumulated}; use a multiple of {math.lcm(*each)}"
+        )
 
 
 def check_resources(workers: Workers, num_workers: int, beside: Mapping[str, float]) -> None:
